@@ -994,6 +994,8 @@ def open_run(args, name):
     here = {entry.name for entry in out.iterdir() if entry.suffix != ".tmp"} if out.is_dir() else set()
     if here and "config.json" not in here or out.exists() and not out.is_dir():
         raise UserError(f"{out} is there and is not a run's folder: choose another with --out")
+    for left in out.glob("*.tmp"):  # of a write that a kill cut short
+        left.unlink()
     if here and not args.overwrite:
         there = read_json(out / "config.json")
         old, new = ({**c["arguments"], "script": c["script"], "row": c["name"]} for c in (there, config))
@@ -1011,7 +1013,7 @@ def open_run(args, name):
     device = torch.cuda.get_device_name(args.device) if args.device != "cpu" else \
         f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
     config |= {"device": device, "git": _git_commit(), "python": platform.python_version(),
-               **{module.__name__: module.__version__ for module in (torch, torchvision, np)}}
+               **{module.__name__: str(module.__version__) for module in (torch, torchvision, np)}}
     try:
         out.mkdir(parents=True, exist_ok=True)
         for file in ("result.json", "encoder.pt", "checkpoint.pt", "metrics.jsonl"):

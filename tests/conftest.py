@@ -1,6 +1,9 @@
+import importlib
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,12 +17,28 @@ def pytest_addoption(parser):
 
 
 @pytest.fixture
-def script(tmp_path):
-    """Runs a script in an empty folder: script("simclr.py", "--epochs", "1") -> CompletedProcess."""
-    def call(name, *arguments, **options):
-        command = [sys.executable, str(ROOT / name), *map(str, arguments)]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, **options)
+def script(tmp_path, monkeypatch, capsys):
+    """Runs a script's main() in an empty folder: script("simclr.py", "--epochs", 1) -> returncode, stdout, stderr."""
+    def call(name, *arguments):
+        main = importlib.import_module(Path(name).stem).main
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        code = 0
+        try:
+            importlib.import_module("common").run(main)
+        except SystemExit as stopped:
+            code = stopped.code
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        return SimpleNamespace(returncode=code, **capsys.readouterr()._asdict())
     return call
+
+
+def run_process(folder, *arguments):
+    """A Python process in the folder."""
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
 
 
 @pytest.fixture(scope="session")
