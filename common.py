@@ -406,6 +406,13 @@ def resnet(arch="resnet18", stem="cifar", width=64):
     return encoder
 
 
+def memory_format(encoder):
+    """channels_last, a quarter faster on a CPU and much more on CUDA, where it is safe: with torch 2.11 to 2.15
+    (oneDNN) a strided 1 x 1 convolution of fewer than 16 channels overruns its memory on a CPU."""
+    weight = encoder.conv1.weight
+    return torch.channels_last if weight.is_cuda or len(weight) % 16 == 0 else torch.contiguous_format
+
+
 def last_convolution(encoder):
     """The convolution and the BatchNorm that end the residual branch of the encoder's last block."""
     block = encoder.layer4[-1]
@@ -630,7 +637,8 @@ def prepare(args):
     """The data, on the device that it picks; seeds, and fills in the defaults that depend on others."""
     try:
         args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        if torch.empty(1, device=args.device).device.type not in ("cpu", "cuda"):
+        args.device = str(torch.zeros(1, device=args.device).device).replace("cpu:0", "cpu")
+        if args.device != "cpu" and not args.device.startswith("cuda"):
             raise RuntimeError("cpu and cuda are supported")
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {args.device} can't be used ({brief(error)})") from None
@@ -680,8 +688,9 @@ def fit(args, data, encoder, projector, loss, name):
     device = data.x_train.device
     augment = Augment(args.image_size, args.crop_scale, jitter=args.jitter, grey_p=args.grey_p,
                       blur_p=args.blur_p, solarize_p=args.solarize_p)
-    model = nn.ModuleDict({"encoder": encoder, "projector": projector})
-    model.to(device, memory_format=torch.channels_last)
+    model = nn.ModuleDict({"encoder": encoder, "projector": projector}).to(device)
+    layout = memory_format(encoder)
+    model.to(memory_format=layout)
     opt = optimizer(args, [p for p in model.parameters() if p.requires_grad])
     out, config, state = open_run(args, name)
     if (out / "result.json").exists():
@@ -733,7 +742,7 @@ def fit(args, data, encoder, projector, loss, name):
             for group in opt.param_groups:
                 group["lr"] = args.lr * (1 + math.cos(math.pi * step / steps)) / 2
             x = data.x_train[order[i * args.batch_size:(i + 1) * args.batch_size]]
-            x1, x2 = (augment(x, generator).contiguous(memory_format=torch.channels_last) for _ in range(2))
+            x1, x2 = (augment(x, generator).contiguous(memory_format=layout) for _ in range(2))
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                 value = loss(x1, x2)
             epoch_loss = epoch_loss + value.detach()
@@ -800,7 +809,7 @@ def features(encoder, projector, x, layers=LAYERS):
     pooled, parts = [], []
     hook = encoder.layer4[-2].register_forward_hook(lambda _, __, output: pooled.append(output.mean((2, 3))))
     for block in x.split(256):
-        part = {"h": encoder(normalize(block).contiguous(memory_format=torch.channels_last))}
+        part = {"h": encoder(normalize(block).contiguous(memory_format=memory_format(encoder)))}
         part["penultimate"] = pooled.pop()
         if projector is not None:
             part["z"] = projector(part["h"])
@@ -908,28 +917,28 @@ def rankme(features):
 
 
 def layer_statistics(encoder, projector, x):
-    """What the figures need of test images x: rankme, spectra and covariance by layer (None where there is
-    none: S7).
+    """What the figures need of test images x, by layer (None where there is none), and the weight-row norms.
 
     covariance: its first 64 x 64 block and, of all of it, mean |off-diagonal| / mean diagonal. row_norms (LL
     prop. 1): per dimension of h ‖W^i‖² of the last convolution, bare and folded with the BatchNorm behind it,
     and var(h_i).
     """
-    found, statistics = features(encoder, projector, x), {"rankme": {}, "spectra": {}, "covariance": {}}
-    for layer in LAYERS:
-        of = found.get(layer)
-        statistics["rankme"][layer] = None if of is None else rankme(of)
-        statistics["spectra"][layer] = None if of is None else rounded(covariance_spectrum(of))
-        if of is not None:
-            c = covariance(of)
-            outside = (c.abs().sum() - c.diagonal().sum()) / max(1, c.numel() - len(c))
-            of = {"block": rounded(c[:64, :64]), "offdiagonal": (outside / c.diagonal().mean()).item()}
-        statistics["covariance"][layer] = of
+    found = features(encoder, projector, x)
+
+    def by_layer(function):
+        return {layer: function(found[layer]) if layer in found else None for layer in LAYERS}
+
+    def heat_map(values):
+        c = covariance(values)
+        outside = (c.abs().sum() - c.diagonal().sum()) / max(1, c.numel() - len(c))
+        return {"block": rounded(c[:64, :64]), "offdiagonal": (outside / c.diagonal().mean()).item()}
+
     convolution, norm = last_convolution(encoder)
     bare = convolution.weight.detach().flatten(1).square().sum(1)
     folded = bare * norm.weight.detach().square() / (norm.running_var + norm.eps)
-    norms = {"bare": rounded(bare), "folded": rounded(folded), "variance": rounded(found["h"].var(0))}
-    return {**statistics, "row_norms": norms}
+    row_norms = {"bare": bare, "folded": folded, "variance": found["h"].var(0)}
+    return {"rankme": by_layer(rankme), "spectra": by_layer(lambda h: rounded(covariance_spectrum(h))),
+            "covariance": by_layer(heat_map), "row_norms": {key: rounded(n) for key, n in row_norms.items()}}
 
 
 def evaluate(encoder, projector, data):

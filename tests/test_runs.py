@@ -195,6 +195,13 @@ def test_a_script_copied_with_common_into_an_empty_folder_runs(tmp_path, tiny):
     assert (tmp_path / "runs" / "tiny-cs4-k0-seed0" / "result.json").exists()
 
 
+@pytest.mark.parametrize("width", [4, 16])
+def test_narrow_encoders_train_on_larger_images(tmp_path, tiny, width):
+    # in a process of its own: with the wrong memory layout the C library aborts
+    arguments = ("--image-size", 64, "--width", width, "--epochs", 1, "--out", "run")
+    assert run_process(tmp_path, ROOT / "simclr.py", "--dataset", tiny, *TINY_RUN, *arguments).returncode == 0
+
+
 ROWS = [f"--projector {kind}" for kind in common.PROJECTORS] + [f"--reg {reg}" for reg in common.REG_WEIGHT] + [
     "--no-projector --fixed-dims 8 --fixed-value 1 --cross-view", "--blur-p 0.5 --solarize-p 0.2 --stem imagenet",
     "--arch resnet50 --image-size 16 --train-size 80", "--optimizer adam --crop-scale 0.2 1 --jitter 0 0 0 0 --grey-p 0"]
