@@ -26,7 +26,7 @@ runs/demo-noproj-lastlayer/result.json: | $(READY)
 runs/toy-quick/toy.json: toy_linear.py | $(READY)
 	$(PY) toy_linear.py --quick
 
-toy: | $(READY)  ## every toy figure of DirectCLR and WERank: figures/toy-*.png, results/toy.json; 2 minutes
+toy: | $(READY)  ## every toy figure of DirectCLR and WERank: figures/toy-*.png, results/toy.json; about 2 minutes
 	$(PY) toy_linear.py
 
 test: $(TOOLS)  ## run the tests; DATA=<folder with cifar10.npz> adds the one on real images

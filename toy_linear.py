@@ -1,4 +1,4 @@
-"""Why embeddings collapse to few dimensions, on Gaussian data of 16 dimensions: T1-T7 of the linear toy models.
+"""Why embeddings collapse to few dimensions: toy models on Gaussian data of 16 dimensions.
 
 Reproduces DirectCLR figures 3, 5, 6, 11 and WERank figures 1-5, and judges what the papers read from them.
 
@@ -34,6 +34,7 @@ import common
 EXPERIMENTS = ("T1", "T2", "T3", "T4", "T5", "T6", "T7")
 DIM, NOISY = 16, 8  # d, and how many of the last dimensions are augmented
 KS = (0.01, 0.5, 1.0, 1.5, 2.0, 4.0)
+TICKS = (1, 4, 8, 12, 16)
 LOSSES = ("InfoNCE", "VICReg", "EMA")
 COLLAPSED = 0.01  # of the largest σ(C): a dimension with 1 % of the variance, which is 10 % of σ(W)
 
@@ -48,10 +49,14 @@ class Run(NamedTuple):
     start: str = "decaying"
 
 
+def strengths(args):
+    """The augmentation strengths of T1 and T7, that of the others, the depths of T4 and T6."""
+    return args.k or KS, args.k[0] if args.k else 0.1, range(1, (args.layers or 4) + 1)
+
+
 def runs_of(args):
     """{experiment: its runs}; an experiment shares a run with another where it has the same settings."""
-    ks, weak = args.k or KS, args.k[0] if args.k else 0.1
-    depths, both = range(1, (args.layers or 4) + 1), (False, True)
+    (ks, weak, depths), both = strengths(args), (False, True)
     runs = {
         "T1": [Run(layers=1, k=k, start=start) for start in ("orthogonal", "decaying") for k in ks],
         "T2": [Run(k=weak)],
@@ -174,8 +179,9 @@ def train(runs, args):
         if step in kept:
             history.append(weight.detach())
             if (wild := ~(weight.abs().amax((1, 2, 3, 4)) < 1e3)).any():  # NaN too
-                raise common.UserError(f"--lr {args.lr:g} makes {label(runs[wild.int().argmax()])} diverge before "
-                                       f"step {step}: choose a smaller one")
+                name = label(runs[wild.int().argmax()])
+                raise common.UserError(f"--lr {args.lr:g} makes {name} diverge before step {step}: choose a "
+                                       "smaller one")
         x, noise = next(stream)
         x1, x2 = x + amplitude * noise[0], x + amplitude * noise[1]
         z1, z2 = (torch.cat([network(weight[straight], x[straight]),
@@ -251,12 +257,12 @@ def numbers(name, runs, kept, histories, x):
 
 
 def spectra(axis, curves, ylabel, floor):
-    """Curves [(label, {"mean", "std"}, shade in 0 … 1, line style)] over the index; below the floor, at it."""
+    """Curves [(label, {"mean", "std"}, shade in 0 … 1, line style)] over the index, at the floor if below."""
     for name, curve, shade, style in curves:
         axis.plot(range(1, DIM + 1), np.maximum(curve["mean"], floor), style, linewidth=1.2, label=name,
                   marker="os^vDX"[round(5 * shade)], markersize=4, color=colormaps["cividis"](0.85 * shade),
                   fillstyle="full" if style == "-" else "none")
-    axis.set(xlabel="index j of the singular value", xticks=(1, 4, 8, 12, 16), yscale="log")
+    axis.set(xlabel="index j of the singular value", xticks=TICKS, yscale="log")
     axis.set_ylabel(ylabel)
 
 
@@ -270,79 +276,82 @@ def evolution(axes, found, kept, titles, floor=1e-8):
         axis.set_title(title, fontsize=10)
 
 
+def panels(title, rows, columns, **shared):
+    figure = Figure(figsize=(1.2 + 3.2 * columns, 0.8 + 2.7 * rows), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    return figure, figure.subplots(rows, columns, **shared)
+
+
 def shaded(values):
     return [(i / max(1, len(values) - 1), value) for i, value in enumerate(values)]
 
 
 def figures(results, runs, args):
     """Yields (file name, Figure), one per figure of the papers."""
-    ks, weak = args.k or KS, args.k[0] if args.k else 0.1
+    ks, weak, depths = strengths(args)
     if "T1" in runs:
-        figure = Figure(figsize=(9, 3.6), layout="constrained")
-        names = {"orthogonal": "start: 0.3 · orthogonal", "decaying": r"start: $\sigma_j=e^{-0.35\,j}$"}
-        for axis, (start, title) in zip(figure.subplots(1, 2, sharey=True), names.items()):
-            curves = [(f"k = {k:g}", results["T1"][label(Run(layers=1, k=k, start=start))]["sigma_W"], s, "-")
-                      for s, k in shaded(ks)]
-            spectra(axis, curves, r"$\sigma_j(W)$", 1e-4)
+        figure, axes = panels("One layer: how far do singular values 9 to 16, of the augmented dimensions, "
+                              "fall with k?", 1, 2, sharey=True)
+        names = {"orthogonal": "start: 0.3 · orthogonal", "decaying": r"start: $\sigma_j=e^{-0.35\,(j-1)}$"}
+        for axis, (start, title) in zip(axes, names.items()):
+            found = [(s, k, results["T1"][label(Run(layers=1, k=k, start=start))]) for s, k in shaded(ks)]
+            spectra(axis, [(f"k = {k:g}", f["sigma_W"], s, "-") for s, k, f in found], r"$\sigma_j(W)$", 1e-4)
             axis.set_title(title, fontsize=10)
         axis.legend(fontsize=8)
-        figure.suptitle("One layer: how far do the singular values 9 to 16, those of the augmented dimensions, fall as k grows?")
         yield "toy-directclr-3", figure
     if "T2" in runs:
-        found = results["T2"][label(runs["T2"][0])]
-        figure = Figure(figsize=(10, 3.9), layout="constrained")
-        axes, kept = figure.subplots(1, 3, sharey=True), results["T2"]["steps"]
+        found, kept = results["T2"][label(runs["T2"][0])], results["T2"]["steps"]
+        figure, axes = panels(r"Do the layers align, $|V_2^T U_1| \to I$? Large singular values are top left "
+                              "(L = 2, seed 0)", 1, 3, sharey=True)
         for axis, heat, step in zip(axes, found["seed_0"], (0, kept[len(kept) // 4], kept[-1])):
-            image = axis.imshow(heat, cmap="Greys", vmin=0, vmax=1)
-            axis.set(title=f"step {step}", xlabel=r"$u_1^j$, left vectors of $W_1$")
+            image = axis.imshow(heat, cmap="Greys", vmin=0, vmax=1, extent=(0.5, DIM + 0.5, DIM + 0.5, 0.5))
+            axis.set_title(f"step {step}", fontsize=10)
+            axis.set(xlabel=r"$u_1^j$, left vectors of $W_1$", xticks=TICKS, yticks=TICKS)
         axes[0].set_ylabel(r"$v_2^i$, right vectors of $W_2$")
         figure.colorbar(image, ax=axes, label=r"$|V_2^T U_1|$")
-        figure.suptitle(r"Do the layers align, $|V_2^T U_1| \to I$? Large singular values are top left (L = 2, seed 0)")
         yield "toy-directclr-5", figure
     if "T3" in runs:
-        figure = Figure(figsize=(10, 3.4), layout="constrained")
-        evolution(figure.subplots(1, 3), results["T3"][label(runs["T3"][0])], results["T3"]["steps"],
+        figure, axes = panels(f"How far do the smallest singular values (light) stay behind? L = 2, k = {weak:g}, "
+                              "mean of seeds", 1, 3)
+        evolution(axes, results["T3"][label(runs["T3"][0])], results["T3"]["steps"],
                   (r"(a) $\sigma_j(W_1)$", r"(b) $\sigma_j(W_2)$", r"(c) $\sigma_j(C)$"))
-        figure.suptitle(f"How far do the smallest singular values (light) stay behind? L = 2, k = {weak:g}, mean of seeds")
         yield "toy-directclr-6", figure
-    depths = range(1, (args.layers or 4) + 1)
     if "T4" in runs:
-        figure = Figure(figsize=(9, 3.6), layout="constrained")
-        for axis, relu in zip(figure.subplots(1, 2, sharey=True), (False, True)):
-            curves = [(f"L = {n}", results["T4"][label(Run(layers=n, k=weak, relu=relu and n > 1))]["sigma_C"],
-                       s, "-") for s, n in shaded(depths)]
-            spectra(axis, curves, r"$\sigma_j(C)$", 1e-8)
+        figure, axes = panels(f"How many dimensions of the embedding are left with L layers? k = {weak:g}, "
+                              "mean of seeds", 1, 2, sharey=True)
+        for axis, relu in zip(axes, (False, True)):
+            found = [(s, n, results["T4"][label(Run(layers=n, k=weak, relu=relu and n > 1))])
+                     for s, n in shaded(depths)]
+            spectra(axis, [(f"L = {n}", f["sigma_C"], s, "-") for s, n, f in found], r"$\sigma_j(C)$", 1e-8)
             axis.set_title("(b) ReLU between layers" if relu else "(a) linear", fontsize=10)
         axis.legend(fontsize=8)
-        figure.suptitle(f"How many dimensions of the embedding are left with L layers? k = {weak:g}, mean of seeds")
         yield "toy-directclr-11", figure
-    if "T5" in runs:
-        for number, loss in ((1, "VICReg"), (4, "InfoNCE"), (5, "EMA")):
-            figure = Figure(figsize=(10, 5.6), layout="constrained")
-            for werank, axes in zip((False, True), figure.subplots(2, 3, sharex=True, sharey="col")):
-                end = ", with WERank" if werank else ""
-                evolution(axes, results["T5"][label(Run(loss, k=weak, werank=werank))], results["T5"]["steps"],
-                          [rf"$\sigma_j(W_1)${end}", rf"$\sigma_j(W_2)${end}", rf"$\sigma_j(C)${end}"])
-            figure.suptitle(f"{loss}, k = {weak:g}: does WERank (below) bring up the smallest singular values (light)?")
-            yield f"toy-werank-{number}", figure
-    for name, number, order in (("T6", 2, LOSSES), ("T7", 3, ("EMA", "InfoNCE", "VICReg"))):
+    for number, loss in ((1, "VICReg"), (4, "InfoNCE"), (5, "EMA")) if "T5" in runs else ():
+        figure, rows = panels(f"{loss}, k = {weak:g}: does WERank (below) bring up the smallest singular "
+                              "values (light)?", 2, 3, sharex=True, sharey="col")
+        for werank, end, axes in zip((False, True), ("", ", with WERank"), rows):
+            found = results["T5"][label(Run(loss, k=weak, werank=werank))]
+            evolution(axes, found, results["T5"]["steps"],
+                      [rf"$\sigma_j({name})${end}" for name in ("W_1", "W_2", "C")])
+        yield f"toy-werank-{number}", figure
+    titles = {"T6": f"Does WERank (dotted, hollow) keep all dimensions at every depth? k = {weak:g}",
+              "T7": "One layer: up to which k does WERank (dotted, hollow) keep the augmented dimensions?"}
+    for name, title in titles.items():
         if name not in runs:
             continue
-        figure = Figure(figsize=(12, 4), layout="constrained")
-        for axis, loss in zip(figure.subplots(1, 3, sharey=True), order):
+        figure, axes = panels(title, 1, 3, sharey=True)
+        for axis, loss in zip(axes, LOSSES if name == "T6" else ("EMA", "InfoNCE", "VICReg")):
             curves = []
-            for werank, style in ((False, "-"), (True, ":")):
-                for s, v in shaded(depths if name == "T6" else ks):
-                    run = Run(loss, v, weak, werank) if name == "T6" else Run(loss, 1, v, werank)
-                    curve = next(iter(results[name][label(run)].values()))
-                    head = f"L = {v}" if name == "T6" else f"k = {v:g}"
-                    curves.append((f"{head}, WERank" if werank else head, curve, s, style))
+            for run in [run for run in runs[name] if run.loss == loss]:
+                values, value, what = (depths, run.layers, "L") if name == "T6" else (ks, run.k, "k")
+                shade = list(values).index(value) / max(1, len(values) - 1)
+                curve, = results[name][label(run)].values()
+                head = f"{what} = {value:g}" + ", WERank" * run.werank
+                curves.append((head, curve, shade, "-:"[run.werank]))
             spectra(axis, curves, *((r"$\sigma_j(C)$", 1e-8) if name == "T6" else (r"$\sigma_j(W)$", 1e-4)))
             axis.set_title(loss, fontsize=10)
-        axis.legend(fontsize=7, ncols=2)
-        figure.suptitle(f"Does WERank (dotted, hollow) keep all dimensions at every depth? k = {weak:g}" if name == "T6"
-                        else "One layer: up to which k does WERank (dotted, hollow) keep the augmented dimensions?")
-        yield f"toy-werank-{number}", figure
+        axis.legend(fontsize=6, ncols=2)
+        yield "toy-werank-2" if name == "T6" else "toy-werank-3", figure
 
 
 # -------------------------------------------------------------------------------------------------- verdicts
@@ -358,14 +367,14 @@ def text(values):
 
 
 def block(weight):
-    """Singular values (..., NOISY) of the columns of W_1 that see augmented dimensions, weight (..., L, d, d)."""
+    """Singular values (..., NOISY) of the augmented dimensions' columns of W_1, weight (..., L, d, d)."""
     return sigma_w(weight[..., 0, :, -NOISY:])
 
 
 def verdicts(runs, histories, x, args):
-    """{claim: {"holds", "threshold", "parts"}} of the claims whose experiments ran; parts are lines with numbers."""
+    """{claim: {"holds", "threshold", "parts"}} of the claims whose experiments ran."""
     end, claims = {run: weight[-1] for run, weight in histories.items()}, {}
-    ks, weak_k = args.k or KS, args.k[0] if args.k else 0.1
+    ks, weak_k, _ = strengths(args)
 
     def judge(claim, threshold):
         claims[claim] = {"holds": True, "threshold": threshold, "parts": []}
@@ -376,11 +385,10 @@ def verdicts(runs, histories, x, args):
         return part
 
     if "T1" in runs:
-        noise = torch.stack([torch.randn(len(x[0]), NOISY, generator=torch.Generator().manual_seed(3000 + seed))
-                             for seed in range(args.seeds)])
+        noise = torch.randn(*x.shape[:2], NOISY, generator=torch.Generator().manual_seed(3000))
         star = torch.stack([thresholds(*pair) for pair in zip(x, noise)])
-        part = judge("C1", "vanished: all 8 augmented singular values below 10 % of the largest (1 % of the variance); "
-                           "judged above k* and below k*/2: near k* growth and decay outlast the training")
+        part = judge("C1", "vanished: all 8 augmented singular values below 10 % of the largest (1 % of "
+                           "variance); judged above k* and below k*/2: near k* growth and decay outlast the training")
         part(True, f"k* predicted from the data for small weights: {text(star[:, 0])} to {text(star[:, 1])}")
         for run in runs["T1"]:
             ratio, limit = block(end[run])[:, 0] / sigma_w(end[run][:, 0])[:, 0], COLLAPSED ** 0.5
@@ -396,7 +404,8 @@ def verdicts(runs, histories, x, args):
         for name, chosen in (("all 16 directions", grown | True), ("those with σ > 1 in both layers", grown),
                              ("the others", ~grown)):
             mean = (diagonal * chosen).sum(1) / chosen.sum(1).clamp(min=1)
-            part((mean > 0.9).all(), f"mean diagonal of |V₂ᵀU₁|, {name} ({text(chosen.float().sum(1))}): {text(mean)}")
+            count = text(chosen.float().sum(1))
+            part((mean > 0.9).all(), f"mean diagonal of |V₂ᵀU₁|, {name} ({count}): {text(mean)}")
     if "T3" in runs:
         part = judge("C3", "the smallest grow by less than a tenth; collapsed: below 1 % of the largest σ(C)")
         run = runs["T3"][0]
@@ -407,45 +416,52 @@ def verdicts(runs, histories, x, args):
         low = collapsed(sigma_c(run, end[run], x))
         part((low >= 1).all(), f"collapsed dimensions of C: {text(low)} of {DIM}")
     if "T4" in runs:
-        part = judge("C4", "collapsed: below 1 % of the largest σ(C); none for L = 1, and never fewer with a layer more")
+        part = judge("C4", "collapsed: below 1 % of the largest σ(C); none for L = 1, never fewer with more layers")
         for relu in (False, True):
             each = dict.fromkeys(run for run in runs["T4"] if run.layers == 1 or run.relu == relu)
             count = [collapsed(sigma_c(run, end[run], x)) for run in each]
             means = [c.mean().item() for c in count]
-            part(means[0] == 0 and (means[-1] > 0 or len(means) == 1) and all(b >= a for a, b in pairwise(means)),
-                 f"{'ReLU' if relu else 'linear'}, collapsed at L = 1 … {len(means)}: {', '.join(map(text, count))}")
+            more = all(b >= a for a, b in pairwise(means)) and (means[-1] > 0 or len(means) == 1)
+            name, counts = "ReLU" if relu else "linear", ", ".join(map(text, count))
+            part(more and means[0] == 0, f"{name}, collapsed at L = 1 … {len(means)}: {counts}")
     if {"T5", "T6", "T7"} <= set(runs):
-        part = judge("C5", "all σ(W) within 0.2 of 1, room for the mini-batches' fluctuation; no σ(C) below 1 % of the "
-                           "largest; the augmented block at the largest k is 0.5 or more below that at the smallest")
+        part = judge("C5", "all σ(W) within 0.2 of 1, room for the mini-batches' fluctuation; no σ(C) below 1 % "
+                           "of the largest; the augmented block falls by 0.5 or more from smallest to largest k")
         for loss in LOSSES:
             without, kept = ([run for run in runs["T6"] if run.loss == loss and run.werank == werank]
                              for werank in (False, True))
             error = [(sigma_w(end[run]) - 1).abs().amax((1, 2)) for run in kept]
-            part((torch.stack(error) < 0.2).all(), f"{loss}, L = 1 … {len(kept)}: largest |σ(W) - 1| with WERank "
-                                                   f"{', '.join(map(text, error))}")
-            without, kept = ([collapsed(sigma_c(run, end[run], x)) for run in group] for group in (without, kept))
-            part(not torch.stack(kept).any(), f"{loss}, collapsed: with WERank {', '.join(map(text, kept))}; "
-                                              f"without {', '.join(map(text, without))}")
+            part((torch.stack(error) < 0.2).all(),
+                 f"{loss}, L = 1 … {len(kept)}: largest |σ(W) - 1| with WERank {', '.join(map(text, error))}")
+            without, kept = ([collapsed(sigma_c(run, end[run], x)) for run in group]
+                             for group in (without, kept))
+            with_text, without_text = (", ".join(map(text, counts)) for counts in (kept, without))
+            part(not torch.stack(kept).any(),
+                 f"{loss}, collapsed dimensions: with WERank {with_text}; without {without_text}")
             ends = [Run(loss, 1, k, werank) for werank in (False, True) for k in (min(ks), max(ks))]
             ends = [block(end[run]).mean(1) for run in ends]
-            part((ends[2] > ends[3] + 0.5).all(), f"{loss}, L = 1, mean σ of the augmented block at k = {min(ks):g} and "
-                 f"{max(ks):g}: with WERank {', '.join(map(text, ends[2:]))}; without {', '.join(map(text, ends[:2]))}")
+            with_text, without_text = (", ".join(map(text, pair)) for pair in (ends[2:], ends[:2]))
+            part((ends[2] > ends[3] + 0.5).all(),
+                 f"{loss}, L = 1, mean σ of the augmented block at k = {min(ks):g} and {max(ks):g}: with "
+                 f"WERank {with_text}; without {without_text}")
         error = (sigma_w(end[Run("EMA", k=weak_k, werank=True)]) - 1).abs().amax((1, 2))
-        part((error > 0.2).all(), f"EMA is the exception, two layers: largest |σ(W) - 1| with WERank {text(error)}")
+        part((error > 0.2).all(),
+             f"EMA is the exception, two layers: largest |σ(W) - 1| with WERank {text(error)}")
     return claims
 
 
 def parse():
-    parser = common.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = common.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                           allow_abbrev=False)
     add, count = parser.add_argument, common.number(int, 1)
     add("experiments", nargs="*", metavar="T1 … T7", help="(all)")
     add("--seeds", type=count, help="number of seeds (3; --quick 1)")
     add("--steps", type=count, help="(4000; --quick 600)")
-    add("--lr", type=common.number(float, 0, above=True), help="SGD on the mean loss; half of it for VICReg, whose "
-        "weights are 10 and which diverges with 0.1 and four layers; EMA has AdamW's 0.01 (0.1; --public-code 0.01)")
+    add("--lr", type=common.number(float, 0, above=True), help="SGD on the mean loss; VICReg has half of it, as "
+        "0.1 diverges with four layers; EMA has AdamW's 0.01 (0.1; --public-code 0.01)")
     add("--batch", type=common.number(int, 2, 10_000), help="(128: DirectCLR's public code)")
-    add("--k", type=common.number(float, 0), nargs="+", help="variance of the augmentation: all of T1 and T7 (0.01 "
-        "0.5 1 1.5 2 4), the first for the others (0.1)")
+    add("--k", type=common.number(float, 0), nargs="+", help="variance of the augmentation: all of T1 and T7 "
+        "(0.01 0.5 1 1.5 2 4), the first for the others (0.1)")
     add("--layers", type=count, help="greatest depth of T4 and T6 (4)")
     add("--full-batch", action="store_true", help="1,000 points, all in every step (WERank)")
     add("--public-code", action="store_true", help="InfoNCE by inner products / 0.1, noise on both branches")
@@ -477,7 +493,9 @@ def main():
                                         for name, group in runs.items()}}
     results["claims"] = verdicts(runs, histories, x, args)
     folder = args.out or Path("runs/toy-quick" if args.quick else "runs/toy")
-    pictures, file = (Path("figures"), Path("results/toy.json")) if args.complete else (folder, folder / "toy.json")
+    pictures, file = folder, folder / "toy.json"
+    if args.complete:
+        pictures, file = Path("figures"), Path("results/toy.json")
     try:
         for parent in (pictures, file.parent):
             parent.mkdir(parents=True, exist_ok=True)
@@ -494,5 +512,5 @@ def main():
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)  # small matrices: a second thread gains little, and loses tenfold on a busy machine
+    torch.set_num_threads(1)  # small matrices: a second thread gains little, on a busy machine it loses much
     common.run(main)

@@ -145,7 +145,7 @@ def svd(weight):
 
 def signed_alignment(weight, reference):
     """V₂ᵀU₁, singular vectors with the signs of the reference's."""
-    (u1, _, v1), (u2, _, v2) = svd(weight[0]), svd(weight[1])
+    (u1, _, _), (_, _, v2) = svd(weight[0]), svd(weight[1])
     (u1_, _, _), (_, _, v2_) = reference
     return (v2 * (v2 * v2_).sum(0).sign()).mT @ (u1 * (u1 * u1_).sum(0).sign())
 
@@ -166,7 +166,7 @@ def test_alignment_moves_by_lemma_6_with_the_sign_of_its_proof():
     velocity, g = flow(weight, x1, x2)
     weight = weight.detach()
     one, two = svd(weight[0]), svd(weight[1])
-    (u1, s1, v1), (_, s2, v2) = one, two
+    (u1, s1, v1), (u2, s2, v2) = one, two
 
     def h(s, sign=1):
         difference = sign * (s ** 2 - s[:, None] ** 2)
