@@ -11,10 +11,8 @@ endif
 DEMO := --dataset shapes --width 8 --epochs 8 --crop-scale 0.3 1 --resume
 DEMO_RUNS := simclr noproj noproj-lastlayer
 
-demo: figures/demo.png runs/toy-quick/toy.json  ## (default) three SimCLR runs on drawn shapes, a quick look at the toy models
-
-figures/demo.png: $(DEMO_RUNS:%=runs/demo-%/result.json) plot_spectra.py
-	$(PY) plot_spectra.py $(DEMO_RUNS:%=runs/demo-%) -o $@
+demo: $(DEMO_RUNS:%=runs/demo-%/result.json) runs/toy-quick/toy.json  ## (default) with, without projector, with last-layer penalty; a quick look at the toy models
+	$(PY) plot_spectra.py $(DEMO_RUNS:%=runs/demo-%) -o figures/demo.png
 
 runs/demo-simclr/result.json: | $(READY)
 	$(PY) simclr.py $(DEMO) --out $(@D)

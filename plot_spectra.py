@@ -32,28 +32,30 @@ def load_encoder(path):
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - anything may be in a file
         raise common.UserError(f"{path} is not a checkpoint of tensors ({common.brief(error)})") from None
-    while isinstance(state, dict) and (inner := [key for key in KEYS if isinstance(state.get(key), dict)]):
-        state = state[inner[0]]
-    known = [p for p in PREFIXES if f"{p}conv1.weight" in state] if isinstance(state, dict) else []
+    for _ in range(3):  # keys may be nested
+        state = state if isinstance(state, dict) else {}
+        state = next((state[key] for key in KEYS if isinstance(state.get(key), dict)), state)
+    state = {key: value for key, value in state.items() if isinstance(key, str) and torch.is_tensor(value)}
+    known = [prefix for prefix in PREFIXES if getattr(state.get(f"{prefix}conv1.weight"), "ndim", 0) == 4]
     if not known:
         raise common.UserError(f"{path} is no torchvision ResNet: no conv1.weight under a known name")
     weights = {key.removeprefix(known[0]): value for key, value in state.items() if key.startswith(known[0])}
-    names = [".".join(key.split(".")[:2]) for key in weights if key.startswith("layer")]
-    blocks = [len({name for name in names if name.startswith(f"layer{stage}.")}) for stage in (1, 2, 3, 4)]
-    deep = "layer1.0.conv3.weight" in weights
-    known = {(False, 2, 2, 2, 2): "resnet18", (False, 3, 4, 6, 3): "resnet34", (True, 3, 4, 6, 3): "resnet50"}
-    arch = known.get((deep, *blocks))
-    if arch is None:
-        raise common.UserError(f"{path} has {blocks} blocks: only ResNet-18, -34 and -50 are known")
+    names = {".".join(key.split(".")[:2]) for key in weights if key.startswith("layer")}
+    blocks = tuple(sum(name.startswith(f"layer{stage}.") for name in names) for stage in (1, 2, 3, 4))
+    depth = {((2, 2, 2, 2), False): 18, ((3, 4, 6, 3), False): 34, ((3, 4, 6, 3), True): 50}
+    arch = f"resnet{depth.get((blocks, 'layer1.0.conv3.weight' in weights))}"
     width, _, kernel, _ = weights["conv1.weight"].shape
-    encoder = common.resnet(arch, "cifar" if kernel == 3 else "imagenet", width)
     try:
-        weights = {key: value for key, value in weights.items() if not key.startswith("fc.")}
-        missing = encoder.load_state_dict(weights, strict=False).missing_keys
-    except RuntimeError as error:
-        raise common.UserError(f"{path} does not fit {arch} ({common.brief(error)})") from None
-    if missing := [key for key in missing if not key.endswith("num_batches_tracked")]:
-        raise common.UserError(f"{path} lacks {missing[0]} of {arch}")
+        encoder = common.resnet(arch, "cifar" if kernel == 3 else "imagenet", width)
+        outcome = encoder.load_state_dict(weights, strict=False)
+    except (RuntimeError, common.UserError) as error:
+        raise common.UserError(f"{path} does not fit {arch}: {str(error).splitlines()[-1].strip()}") from None
+    other = [key for key in outcome.missing_keys if not key.endswith("num_batches_tracked")]
+    other += [key for key in outcome.unexpected_keys if key.startswith("layer")]
+    if other:
+        raise common.UserError(f"{path} is not torchvision's {arch}: only one of them has {other[0]}")
+    if not all(value.isfinite().all() for value in encoder.state_dict().values()):
+        raise common.UserError(f"{path} holds weights that are not finite")
     return encoder
 
 
@@ -65,34 +67,52 @@ def read(path, args):
         encoder = load_encoder(path)
         data = common.load_dataset(args.dataset, args.data_dir, args.image_size)
         return path.stem, common.layer_statistics(encoder, None, data.x_test)
-    file = path / "result.json" if path.is_dir() else path
-    if not file.exists():
-        raise common.UserError(f"{file} is not there: is the run finished?")
-    result = common.read_json(file)
+    result = common.read_json(path / "result.json" if path.is_dir() else path)
     try:
-        config = result["config"]
-        return f"{config['name']}, seed {config['arguments']['seed']}", result
+        arguments = result["config"]["arguments"]
+        label = f"{result['config']['name']}, seed {arguments['seed']}"
+        for statistic in (result["rankme"], result["spectra"], result["covariance"]):
+            statistic["h"], statistic["z"], statistic[args.layer]
+        if not all(len(result["row_norms"][key]) for key in ("bare", "folded", "variance")):
+            raise KeyError
     except (KeyError, TypeError):
-        raise common.UserError(f"{file} is not the result of a run") from None
+        raise common.UserError(f"{path} is not the result of a finished run") from None
+    return label, result
+
+
+def distinct(runs):
+    """The runs, those of the same row and seed labelled with the arguments in which they differ."""
+    labels = [label for label, _ in runs]
+    every = [result.get("config", {}).get("arguments", {}) for _, result in runs]
+    differing = [key for key in every[0] if any(arguments.get(key) != every[0][key] for arguments in every)]
+    for i, label in enumerate(labels):
+        if labels.count(label) > 1:
+            label += "".join(f", {key} {every[i].get(key)}" for key in differing if key != "seed")
+        yield label, runs[i][1]
+
+
+def number(value, digits=1):
+    """The value as text; what was not measured is a dash."""
+    return "–" if value is None else f"{value:.{digits}f}"
 
 
 def table(runs):
-    """The runs' results as lines of text; a cell that was not measured is empty."""
+    """The runs' results as lines of text."""
     columns = ("kNN-200", "kNN-5", "linear", "RankMe h", "RankMe z")
     yield f"{'run':32}" + "".join(f"{name:>10}" for name in columns)
     for label, result in runs:
         cells = [result.get(key) for key in ("knn200", "knn5", "linear_top1")]
         cells += [result["rankme"][layer] for layer in "hz"]
-        yield f"{label:32}" + "".join(f"{'' if cell is None else format(cell, '.1f'):>10}" for cell in cells)
+        yield f"{label:32}" + "".join(f"{number(cell):>10}" for cell in cells)
 
 
 def draw_spectra(runs, layer):
     figure = Figure(figsize=(6, 4))
     axis = figure.subplots()
     for (label, result), style in zip(runs, STYLES * len(runs)):
-        sigma = np.array(result["spectra"][layer])
-        axis.plot(np.arange(len(sigma)), np.log(np.where(sigma > 0, sigma, np.nan)), linestyle=style,
-                  label=f"{label} (RankMe {result['rankme'][layer]:.1f})")
+        sigma = np.array(result["spectra"][layer], dtype=float)
+        axis.plot(np.arange(1, len(sigma) + 1), np.log(np.where(sigma > 0, sigma, np.nan)), linestyle=style,
+                  label=f"{label} (RankMe {number(result['rankme'][layer])})")
     axis.set(xlabel="index k of the singular value", ylabel=r"$\ln\,\sigma_k$",
              title=f"Spectrum of the covariance: {LAYER_NAMES[layer]}")
     axis.legend(fontsize=8)
@@ -119,10 +139,10 @@ def draw_covariance(runs, layer):
     axes = figure.subplots(1, len(runs), squeeze=False)
     for axis, (label, result) in zip(axes[0], runs):
         block = np.array(result["covariance"][layer]["block"])
-        block = block / np.abs(np.diag(block)).mean()
+        block = block / max(np.abs(np.diag(block)).mean(), 1e-30)
         image = axis.imshow(block, cmap="RdGy_r", vmin=-1, vmax=1)
-        ratio = result["covariance"][layer]["offdiagonal"]
-        axis.set_title(f"{label}\nmean |off-diagonal| / diagonal {ratio:.3f}", fontsize=8)
+        ratio = number(result["covariance"][layer]["offdiagonal"], 3)
+        axis.set_title(f"{label}\nmean |off-diagonal| / diagonal {ratio}", fontsize=8)
         axis.set(xlabel="dimension i", ylabel="dimension j")
     figure.colorbar(image, ax=axes, label=r"$C_{ij}$ / mean $C_{ii}$")
     figure.suptitle(f"Covariance of the {LAYER_NAMES[layer]}, first {len(block)} dimensions", fontsize=10)
@@ -141,22 +161,18 @@ def main():
     parser.add_argument("--data-dir", default="data", help="(data)")
     parser.add_argument("--image-size", type=common.number(int, 8), help="pixels; an image folder needs it")
     args = parser.parse_args()
-    formats = Figure().canvas.get_supported_filetypes()
-    if args.out.suffix[1:].lower() not in formats:
-        raise common.UserError(f"-o {args.out} must end in one of .{', .'.join(sorted(formats))}")
-    runs = [read(path, args) for path in args.runs]
+    if args.out.suffix not in (".png", ".pdf", ".svg"):
+        raise common.UserError(f"-o {args.out} must end in .png, .pdf or .svg")
+    runs = list(distinct([read(path, args) for path in args.runs]))
     for label, result in runs:
         if not args.norms and result["spectra"][args.layer] is None:
             raise common.UserError(f"{label} has no layer {args.layer}")
     draw = draw_covariance if args.covariance else draw_spectra
     figure = draw_norms(runs) if args.norms else draw(runs, args.layer)
-    try:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(args.out, dpi=150, bbox_inches="tight")
-    except OSError as error:
-        raise common.UserError(f"{args.out} can't be written ({common.brief(error)})") from None
-    print("\n".join(table(runs)))
-    print(args.out)
+    lines = list(table(runs))
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(args.out, dpi=150, bbox_inches="tight")
+    print(*lines, args.out, sep="\n")
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ and SparseHead table 1 (SimCLR). Without arguments it is LL's baseline on CIFAR-
     python simclr.py --projector orthogonal --cross-view        DirectCLR appendix F
     python simclr.py --dataset shapes --width 8 --epochs 8      a first run: a minute on a CPU, no download
 """
-import math
-
 import torch
 import torch.nn.functional as F
 
@@ -32,7 +30,7 @@ class ConstantSubvector(torch.nn.Module):
 
 def parse():
     parser = common.arguments(__doc__)
-    count, positive = common.number(int, 1), common.number(float, 0, above=True)
+    count, real = common.number(int, 1), common.number(float, -1e6, 1e6)
     group = parser.add_argument_group("projector, from h to z")
     kind, add = group.add_mutually_exclusive_group(), group.add_argument
     kind.add_argument("--projector", choices=common.PROJECTORS, help="(mlp: SimCLR; others: DirectCLR)")
@@ -41,9 +39,9 @@ def parse():
     add("--embedding", type=count, help="width of z of mlp and linear (128: SimCLR)")
     add("--rank", type=count, help="d0 of the low-rank kinds (D 360/2048: DirectCLR)")
     add("--fixed-dims", type=count, metavar="N", help="without projector: the last N of D are constant in z")
-    add("--fixed-value", type=common.number(float, -math.inf), metavar="K", help="their value (0)")
+    add("--fixed-value", type=real, metavar="K", help="their value (0)")
     add = parser.add_argument_group("loss").add_argument
-    add("--temperature", type=positive, default=0.2, help="(0.2: LL; SparseHead 0.5, DirectCLR 0.1)")
+    add("--temperature", type=common.number(float, 1e-4, 1e6), default=0.2, help="(0.2: LL)")
     add("--cross-view", action="store_true", help="negatives from the other view only (DirectCLR)")
     args = parser.parse_args()
     args.projector = args.projector or "mlp"
@@ -62,10 +60,10 @@ def check(args):
         raise common.UserError("--fixed-value needs --fixed-dims")
 
 
-def row_name(args):
-    """The row of the papers' tables that these arguments are: simclr, noproj-lastlayer, cs32-k0-werank …"""
+def row_name(args, dim):
+    """The row of the papers' tables that these arguments are: simclr, noproj-lastlayer, cs-d480-k0 …"""
     name = {"mlp": "simclr", "none": "noproj"}.get(args.projector, f"simclr-{args.projector}")
-    name = f"cs{args.fixed_dims}-k{args.fixed_value or 0:g}" if args.fixed_dims else name
+    name = f"cs-d{dim - args.fixed_dims}-k{args.fixed_value or 0:g}" if args.fixed_dims else name
     return name if args.reg == "none" else f"{name}-{args.reg}"
 
 
@@ -85,7 +83,7 @@ def main():
         z1, z2 = common.embed(encoder, projector, x1, x2)
         return common.info_nce(z1, z2, args.temperature, args.cross_view) + args.reg_weight * penalty()
 
-    common.fit(args, data, encoder, projector, loss, row_name(args))
+    common.fit(args, data, encoder, projector, loss, row_name(args, encoder.dim))
 
 
 if __name__ == "__main__":

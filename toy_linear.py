@@ -474,7 +474,7 @@ def parse():
     add("experiments", nargs="*", metavar="T1 … T7", help="(all)")
     add("--seeds", type=count, help="number of seeds (3; --quick 1)")
     add("--steps", type=count, help="(4000; --quick 600)")
-    add("--lr", type=common.number(float, 0, above=True), help="SGD on the mean loss; VICReg has half of it, "
+    add("--lr", type=common.number(float, 1e-9), help="SGD on the mean loss; VICReg has half of it, "
         "as 0.1 diverges with four layers; EMA has AdamW's 0.01 (0.1; --public-code 0.01)")
     add("--batch", type=common.number(int, 2, 10_000), help="(128: DirectCLR's public code)")
     add("--k", type=common.number(float, 0), nargs="+", help="variance of the augmentation: all of T1 and T7 "

@@ -18,7 +18,8 @@ def pytest_addoption(parser):
 
 @pytest.fixture
 def script(tmp_path, monkeypatch, capsys):
-    """Runs a script's main() in an empty folder: script("simclr.py", "--epochs", 1) -> returncode, stdout, stderr."""
+    """Runs a script's main() in an empty folder: script("simclr.py", "--epochs", 1) -> code, out, err."""
+
     def call(name, *arguments):
         main = importlib.import_module(Path(name).stem).main
         monkeypatch.chdir(tmp_path)
@@ -32,18 +33,19 @@ def script(tmp_path, monkeypatch, capsys):
         for number, handler in handlers.items():
             signal.signal(number, handler)
         return SimpleNamespace(returncode=code, **capsys.readouterr()._asdict())
+
     return call
 
 
 def run_process(folder, *arguments):
     """A Python process in the folder."""
     command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240, check=False)
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
-    """An .npz of 96 + 40 images of noise and a class-dependent colour, 12 x 12, 4 classes: seconds for a whole run."""
+    """An .npz of 96 + 40 images of 12 x 12, noise with a colour per class, 4 classes: a run in seconds."""
     rng, arrays = np.random.default_rng(0), {}
     for split, n in (("train", 96), ("test", 40)):
         y = np.arange(n) % 4

@@ -1,4 +1,5 @@
-"""Every operation against torchvision on one image at a time, every distribution against torchvision's own draws."""
+"""Every operation against torchvision, image by image, every distribution against torchvision's own draws."""
+
 import math
 
 import pytest
@@ -15,7 +16,11 @@ B = 24
 def images():
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(B, 3, 40, 32, generator=generator)
-    x[0], x[1], x[2, :, :20] = 0.5, 1.0, 0.0  # grey, white, half black: hue and saturation are undefined there
+    x[0], x[1], x[2, :, :20] = (
+        0.5,
+        1.0,
+        0.0,
+    )  # grey, white, half black: hue and saturation are undefined there
     x[3] = x[3].round()  # the corners of the colour cube: ties between channels
     return x
 
@@ -28,7 +33,10 @@ def each(operation, x, *parameters):
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 def test_resized_crop_and_flip_equal_torchvision_borders_included(images, size, dtype):
     generator = torch.Generator().manual_seed(size)
-    height, width = torch.randint(1, 41, (B,), generator=generator), torch.randint(1, 33, (B,), generator=generator)
+    height, width = (
+        torch.randint(1, 41, (B,), generator=generator),
+        torch.randint(1, 33, (B,), generator=generator),
+    )
     top = (torch.rand(B, generator=generator) * (41 - height)).long()
     left = (torch.rand(B, generator=generator) * (33 - width)).long()
     height[:4], width[:4], top[:4], left[:4] = 40, 32, 0, 0
@@ -39,12 +47,15 @@ def test_resized_crop_and_flip_equal_torchvision_borders_included(images, size, 
     def one(image, t, left_, h, w, f):
         crop = reference.resized_crop(image.float(), t, left_, h, w, [size, size], antialias=True)
         return reference.horizontal_flip(crop) if f else crop
+
     theirs = each(one, x, *(p.tolist() for p in (top, left, height, width, flip)))
     assert (ours - theirs).abs().max() < 1e-4 * 255
 
 
-@pytest.mark.parametrize("name, low, high", [("brightness", 0.0, 2.0), ("contrast", 0.0, 2.0), ("saturation", 0.0, 2.0),
-                                             ("hue", -0.5, 0.5)])
+@pytest.mark.parametrize(
+    "name, low, high",
+    [("brightness", 0.0, 2.0), ("contrast", 0.0, 2.0), ("saturation", 0.0, 2.0), ("hue", -0.5, 0.5)],
+)
 def test_jitter_operations_equal_torchvision(images, name, low, high):
     factor = torch.linspace(low, high, B)
     theirs = each(getattr(reference, f"adjust_{name}"), images, factor.tolist())
@@ -60,7 +71,9 @@ def test_greyscale_equals_torchvision(images):
 @pytest.mark.parametrize("kernel_size", [3, 9, 23])
 def test_blur_equals_torchvision_reflected_borders_included(images, kernel_size):
     sigma = torch.linspace(0.1, 2, B)
-    theirs = each(lambda image, s: reference.gaussian_blur(image, [kernel_size] * 2, [s] * 2), images, sigma.tolist())
+    theirs = each(
+        lambda image, s: reference.gaussian_blur(image, [kernel_size] * 2, [s] * 2), images, sigma.tolist()
+    )
     assert (common.gaussian_blur(images, sigma, kernel_size) - theirs).abs().max() < 1e-4
     assert torch.equal(common.gaussian_blur(images, torch.full((B,), 0.01), kernel_size), images)
 
@@ -75,16 +88,22 @@ def test_normalize_equals_torchvision(images):
     theirs = reference.normalize(images, common.IMAGENET_MEAN, common.IMAGENET_STD)
     assert (common.normalize(images) - theirs).abs().max() < 1e-5
     integers = (images * 255).to(torch.uint8)
-    assert (common.normalize(integers) - reference.normalize(integers / 255, common.IMAGENET_MEAN, common.IMAGENET_STD)
-            ).abs().max() < 1e-5
+    assert (
+        common.normalize(integers)
+        - reference.normalize(integers / 255, common.IMAGENET_MEAN, common.IMAGENET_STD)
+    ).abs().max() < 1e-5
 
 
 def test_a_whole_view_equals_torchvisions_operations_one_after_the_other(images):
     x = (images * 255).round().to(torch.uint8)
     augment = common.Augment(24, blur_p=0.5, solarize_p=0.5)
     p = augment.draw(B, 40, 32, generator=torch.Generator().manual_seed(1))
-    operations = [reference.adjust_brightness, reference.adjust_contrast, reference.adjust_saturation,
-                  reference.adjust_hue]
+    operations = [
+        reference.adjust_brightness,
+        reference.adjust_contrast,
+        reference.adjust_saturation,
+        reference.adjust_hue,
+    ]
 
     def one(image, i):
         top, left, height, width = (int(v[i]) for v in p["box"])
@@ -97,6 +116,7 @@ def test_a_whole_view_equals_torchvisions_operations_one_after_the_other(images)
         image = reference.gaussian_blur(image, [3, 3], [sigma, sigma]) if sigma > 0.05 else image
         # a rounding error at the threshold would invert a pixel: leave those to the test of solarize itself
         return reference.normalize(image, common.IMAGENET_MEAN, common.IMAGENET_STD)
+
     p["solarized"] = torch.zeros(B, dtype=torch.bool)
     ours = augment.apply(x, **p)
     assert ours.shape == (B, 3, 24, 24) and ours.dtype == torch.float32
@@ -104,10 +124,12 @@ def test_a_whole_view_equals_torchvisions_operations_one_after_the_other(images)
 
 
 def same_distribution(ours, theirs):
-    """Two samples of equal size: the largest gap between their distribution functions (Kolmogorov and Smirnov)."""
+    """Two samples of equal size: the largest gap of their distribution functions (Kolmogorov and Smirnov)."""
     both = torch.cat([ours, theirs]).sort().values
-    gap = (torch.searchsorted(ours.sort().values, both, right=True)
-           - torch.searchsorted(theirs.sort().values, both, right=True)).abs().max() / len(ours)
+    gap = (
+        torch.searchsorted(ours.sort().values, both, right=True)
+        - torch.searchsorted(theirs.sort().values, both, right=True)
+    ).abs().max() / len(ours)
     return gap < 1.95 * math.sqrt(2 / len(ours))  # 0.1 % level
 
 
@@ -132,7 +154,9 @@ def test_jitter_is_distributed_as_torchvisions_and_in_every_order():
     torch.manual_seed(0)
     jitter = v2.ColorJitter(0.4, 1.5, 0.2, 0.1)
     theirs = [jitter.make_params([]) for _ in range(n)]
-    for ours, key in zip(p["factors"], ("brightness_factor", "contrast_factor", "saturation_factor", "hue_factor")):
+    for ours, key in zip(
+        p["factors"], ("brightness_factor", "contrast_factor", "saturation_factor", "hue_factor")
+    ):
         assert same_distribution(ours, torch.tensor([float(t[key]) for t in theirs])), key
     orders = {tuple(augment.draw(1, 32, 32, generator=generator)["order"]) for _ in range(400)}
     assert len(orders) == 24
@@ -141,8 +165,11 @@ def test_jitter_is_distributed_as_torchvisions_and_in_every_order():
 def test_probabilities_are_those_given():
     n = 20_000
     p = common.Augment(32, flip=0.3, jitter_p=0.8, grey_p=0.2, blur_p=0.6, solarize_p=0.1).draw(
-        n, 32, 32, generator=torch.Generator().manual_seed(0))
-    identity = (p["factors"][0] == 1) & (p["factors"][1] == 1) & (p["factors"][2] == 1) & (p["factors"][3] == 0)
+        n, 32, 32, generator=torch.Generator().manual_seed(0)
+    )
+    identity = (
+        (p["factors"][0] == 1) & (p["factors"][1] == 1) & (p["factors"][2] == 1) & (p["factors"][3] == 0)
+    )
     measured = [p["flip"], ~identity, p["grey"], p["sigma"] > 0.05, p["solarized"]]
     for share, expected in zip(measured, (0.3, 0.8, 0.2, 0.6, 0.1)):
         assert abs(share.float().mean().item() - expected) < 4 * math.sqrt(0.25 / n)
@@ -166,10 +193,21 @@ def test_off_means_unchanged():
     assert (augment.apply(x, **p) - x / 255).abs().max() < 1e-6
 
 
-@pytest.mark.parametrize("bad", [{"size": 0}, {"scale": (0, 1)}, {"scale": (0.5, 0.2)}, {"scale": (0.5, 1.5)},
-                                 {"flip": 1.2}, {"grey_p": -0.1}, {"jitter": (0.4, 0.4, 0.4)},
-                                 {"jitter": (0.4, 0.4, 0.4, 0.6)}, {"jitter": (-1, 0, 0, 0)},
-                                 {"blur_p": float("nan")}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"size": 0},
+        {"scale": (0, 1)},
+        {"scale": (0.5, 0.2)},
+        {"scale": (0.5, 1.5)},
+        {"flip": 1.2},
+        {"grey_p": -0.1},
+        {"jitter": (0.4, 0.4, 0.4)},
+        {"jitter": (0.4, 0.4, 0.4, 0.6)},
+        {"jitter": (-1, 0, 0, 0)},
+        {"blur_p": float("nan")},
+    ],
+)
 def test_values_that_make_no_sense_are_refused(bad):
     with pytest.raises(common.UserError):
         common.Augment(**{"size": 32, **bad})

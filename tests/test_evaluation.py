@@ -1,4 +1,5 @@
 """Evaluation against numpy loops, numpy.linalg, and the optimality condition of what is minimised."""
+
 import copy
 import math
 
@@ -28,15 +29,23 @@ def knn_loop(train_h, train_y, test_h, test_y, k, temperature):
         for rank, i in enumerate(nearest):
             label = train_y[i].item()
             count, first = votes.get(label, (0, -rank))
-            votes[label] = (count + (1 if temperature is None else math.exp(similarity[i] / temperature)), first)
+            votes[label] = (
+                count + (1 if temperature is None else math.exp(similarity[i] / temperature)),
+                first,
+            )
         correct += max(votes, key=votes.get) == y  # more votes, then the nearer first neighbour
     return 100 * correct / len(test)
 
 
-@pytest.mark.parametrize("k, temperature", [(1, 0.1), (20, 0.1), (20, 1.0), (5, None), (8, None), (200, None), (1000, 0.1)])
+@pytest.mark.parametrize(
+    "k, temperature",
+    [(1, 0.1), (20, 0.1), (20, 1.0), (5, None), (8, None), (200, None), (1000, 0.1), (20, 0.005)],
+)
 def test_knn_equals_a_loop(k, temperature):
     data = clusters(300, 600)
-    assert common.knn_accuracy(*data, k=k, temperature=temperature) == pytest.approx(knn_loop(*data, k, temperature))
+    assert common.knn_accuracy(*data, k=k, temperature=temperature) == pytest.approx(
+        knn_loop(*data, k, temperature)
+    )
 
 
 def test_knn_ties_go_to_the_class_of_the_nearest_neighbour():
@@ -66,10 +75,40 @@ def test_linear_probe_is_deterministic_and_as_good_as_a_long_adam_run():
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     for _ in range(1500):
         optimizer.zero_grad()
-        (F.cross_entropy(model((train_h - mean) / std), train_y) + 5e-4 * model.weight.square().sum()).backward()
+        (
+            F.cross_entropy(model((train_h - mean) / std), train_y) + 5e-4 * model.weight.square().sum()
+        ).backward()
         optimizer.step()
     adam = 100 * (model((test_h - mean) / std).argmax(1) == test_y).double().mean().item()
     assert abs(top1 - adam) < 1.5
+
+
+def test_linear_probe_does_not_depend_on_the_order_of_the_images():
+    train_h, train_y, test_h, test_y = clusters(1000, 1000, dim=60, classes=10)
+    by_class = torch.argsort(train_y * 1000 + torch.arange(1000) % 97)
+    counts = torch.bincount(train_y).min()
+    periodic = torch.stack([(train_y == label).nonzero()[:counts, 0] for label in range(10)], 1).flatten()
+    scores = [common.linear_probe(train_h[i], train_y[i], test_h, test_y)[0] for i in (by_class, periodic)]
+    assert abs(scores[0] - scores[1]) < 3
+
+
+def test_linear_probe_chooses_the_penalty_that_predicts_best():
+    generator = torch.Generator().manual_seed(0)
+    h = torch.randn(400, 300, generator=generator)
+    y = (
+        h[:, 0] + 2 * torch.randn(400, generator=generator) > 0
+    ).long()  # almost noise: a strong penalty is right
+    noisy = common.linear_probe(h[:200], y[:200], h[200:], y[200:])[0]
+    weak = common.logistic_regression(h[:200].double(), y[:200], 2, 1e-5)
+    unpenalised = (
+        100 * ((h[200:].double() @ weak[:, :-1].T + weak[:, -1]).argmax(1) == y[200:]).double().mean()
+    )
+    y = (h[:, :20] @ torch.arange(-10.0, 10) > 0).long()  # separable: a weak one is
+    strong = common.logistic_regression(h[:200].double(), y[:200], 2, 1e-1)
+    penalised = (
+        100 * ((h[200:].double() @ strong[:, :-1].T + strong[:, -1]).argmax(1) == y[200:]).double().mean()
+    )
+    assert noisy >= unpenalised and common.linear_probe(h[:200], y[:200], h[200:], y[200:])[0] >= penalised
 
 
 def test_linear_probe_takes_few_classes_few_images_and_dead_dimensions():
@@ -118,7 +157,12 @@ def test_features_are_the_layers_outputs(model):
         h = encoder(images)
         block = encoder.maxpool(encoder.relu(encoder.bn1(encoder.conv1(images))))
         block = encoder.layer4[0](encoder.layer3(encoder.layer2(encoder.layer1(block))))
-        expected = {"h": h, "penultimate": block.mean((2, 3)), "z": head(h), "projector_hidden": head[2](head[1](head[0](h)))}
+        expected = {
+            "h": h,
+            "penultimate": block.mean((2, 3)),
+            "z": head(h),
+            "projector_hidden": head[2](head[1](head[0](h))),
+        }
     assert found.keys() == expected.keys()
     for layer, value in expected.items():
         assert torch.allclose(found[layer], value, atol=1e-5), layer
@@ -141,15 +185,23 @@ def test_layer_statistics_hold_what_the_figures_need(model):
     encoder, head, x = model
     found, statistics = common.features(encoder, head, x), common.layer_statistics(encoder, head, x)
     for layer, values in found.items():
-        np.testing.assert_allclose(statistics["spectra"][layer], common.covariance_spectrum(values), rtol=1e-5)
+        np.testing.assert_allclose(
+            statistics["spectra"][layer], common.covariance_spectrum(values), rtol=1e-5
+        )
         c = np.cov(F.normalize(values.double(), dim=1).numpy().T)
         off = np.abs(c[~np.eye(len(c), dtype=bool)]).mean() / np.diag(c).mean()
         assert statistics["covariance"][layer]["offdiagonal"] == pytest.approx(off)
-        np.testing.assert_allclose(statistics["covariance"][layer]["block"], c[:64, :64], rtol=1e-5, atol=1e-12)
+        np.testing.assert_allclose(
+            statistics["covariance"][layer]["block"], c[:64, :64], rtol=1e-5, atol=1e-12
+        )
     convolution, norm = encoder.layer4[1].conv2, encoder.layer4[1].bn2
     bare = [row.square().sum().item() for row in convolution.weight]
     np.testing.assert_allclose(statistics["row_norms"]["bare"], bare, rtol=1e-5)
     gamma, variance = norm.weight.detach().numpy(), norm.running_var.numpy()
-    np.testing.assert_allclose(statistics["row_norms"]["folded"], gamma ** 2 / (variance + norm.eps) * bare, rtol=1e-5)
-    np.testing.assert_allclose(statistics["row_norms"]["variance"], found["h"].numpy().var(0, ddof=1), rtol=1e-4)
+    np.testing.assert_allclose(
+        statistics["row_norms"]["folded"], gamma**2 / (variance + norm.eps) * bare, rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        statistics["row_norms"]["variance"], found["h"].numpy().var(0, ddof=1), rtol=1e-4
+    )
     assert common.layer_statistics(encoder, None, x)["spectra"]["z"] is None

@@ -1,4 +1,5 @@
-"""Encoders against torchvision's, projectors against their definitions, penalties against the layers they act on."""
+"""Encoders against torchvision's, projectors against definitions, penalties against layers."""
+
 from argparse import Namespace
 
 import pytest
@@ -31,8 +32,10 @@ def test_width_scales_every_channel(arch, width, dim, stem):
     assert encoder.dim == dim and encoder(torch.randn(2, 3, 32, 32)).shape == (2, dim)
     for (name, narrow), (other, wide) in zip(encoder.state_dict().items(), full.state_dict().items()):
         assert name == other
-        expected = [n if n == 3 and i == 1 and name == "conv1.weight" else n * width // 64 if i < 2 else n
-                    for i, n in enumerate(wide.shape)]
+        expected = [
+            n if n == 3 and i == 1 and name == "conv1.weight" else n * width // 64 if i < 2 else n
+            for i, n in enumerate(wide.shape)
+        ]
         assert list(narrow.shape) == expected, name
 
 
@@ -78,7 +81,9 @@ def matrix(module):
 
 
 def train_a_step(module, steps=5):
-    optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.1, weight_decay=5e-4)
+    optimizer = torch.optim.SGD(
+        [p for p in module.parameters() if p.requires_grad], lr=0.1, weight_decay=5e-4
+    )
     generator = torch.Generator().manual_seed(0)
     for _ in range(steps):
         h = torch.randn(16, D, generator=generator)
@@ -92,7 +97,10 @@ def test_mlp_projector_is_linear_batchnorm_relu_linear_without_biases():
     assert [type(m) for m in module] == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]
     assert module[0].weight.shape == (10, D) and module[3].weight.shape == (7, 10)
     assert module[0].bias is None and module[3].bias is None
-    assert common.projector("mlp", D)[0].weight.shape == (D, D) and common.projector("mlp", D)[3].out_features == 128
+    assert (
+        common.projector("mlp", D)[0].weight.shape == (D, D)
+        and common.projector("mlp", D)[3].out_features == 128
+    )
 
 
 def test_linear_none_and_diagonal_projectors():
@@ -146,8 +154,16 @@ def test_the_constant_subvector_replaces_the_last_dimensions_and_0_equals_lowran
     assert torch.allclose(*gradients, atol=1e-7)
 
 
-@pytest.mark.parametrize("kind, sizes", [("resnet", {}), ("mlp", {"hidden": 0}), ("linear", {"out": 0}),
-                                         ("lowrank", {"rank": 0}), ("lowrank", {"rank": D + 1})])
+@pytest.mark.parametrize(
+    "kind, sizes",
+    [
+        ("resnet", {}),
+        ("mlp", {"hidden": 0}),
+        ("linear", {"out": 0}),
+        ("lowrank", {"rank": 0}),
+        ("lowrank", {"rank": D + 1}),
+    ],
+)
 def test_projectors_that_make_no_sense_are_refused(kind, sizes):
     with pytest.raises(common.UserError):
         common.projector(kind, D, **sizes)
@@ -169,11 +185,19 @@ def touched(encoder, head, args):
     return {name for name, p in modules.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
 
 
-@pytest.mark.parametrize("kind, on, expected", [
-    ("mlp", None, "projector.3.weight"), ("linear", None, "projector.weight"), ("mlp", "projector", "projector.3.weight"),
-    ("mlp", "encoder", "encoder.layer4.1.conv2.weight")] + [
-    (kind, None, "encoder.layer4.1.conv2.weight")
-    for kind in ("none", "orthogonal", "diagonal", "lowrank", "lowrank-diagonal")])
+@pytest.mark.parametrize(
+    "kind, on, expected",
+    [
+        ("mlp", None, "projector.3.weight"),
+        ("linear", None, "projector.weight"),
+        ("mlp", "projector", "projector.3.weight"),
+        ("mlp", "encoder", "encoder.layer4.1.conv2.weight"),
+    ]
+    + [
+        (kind, None, "encoder.layer4.1.conv2.weight")
+        for kind in ("none", "orthogonal", "diagonal", "lowrank", "lowrank-diagonal")
+    ],
+)
 def test_lastlayer_touches_the_last_layer_and_leaves_every_other_gradient_alone(kind, on, expected):
     assert touched(*setup(kind, reg_on=on)) == {expected}
 
@@ -186,12 +210,19 @@ def test_the_last_layer_of_resnet50_is_conv3():
 def test_werank_touches_every_linear_and_convolution_weight_and_no_bias_or_batchnorm():
     for kind in ("mlp", "linear", "none", "orthogonal", "lowrank"):
         encoder, head, args = setup(kind, reg="werank")
-        expected = {f"encoder.{name}.weight" for name, m in encoder.named_modules() if isinstance(m, nn.Conv2d)}
+        expected = {
+            f"encoder.{name}.weight" for name, m in encoder.named_modules() if isinstance(m, nn.Conv2d)
+        }
         assert len(expected) == 20
-        on_head = {"mlp": {"projector.0.weight", "projector.3.weight"}, "linear": {"projector.weight"}}.get(kind, set())
+        on_head = {"mlp": {"projector.0.weight", "projector.3.weight"}, "linear": {"projector.weight"}}.get(
+            kind, set()
+        )
         assert touched(encoder, head, args) == expected | on_head
         assert touched(*setup(kind, reg="werank", reg_on="encoder")) == expected
-    assert touched(*setup("mlp", reg="werank", reg_on="projector")) == {"projector.0.weight", "projector.3.weight"}
+    assert touched(*setup("mlp", reg="werank", reg_on="projector")) == {
+        "projector.0.weight",
+        "projector.3.weight",
+    }
 
 
 def test_sparsehead_touches_the_projectors_last_layer():
@@ -205,10 +236,19 @@ def test_default_weights_of_the_penalties():
         assert args.reg_weight == weight
 
 
-@pytest.mark.parametrize("kind, options", [
-    ("none", {"reg": "sparsehead"}), ("diagonal", {"reg": "sparsehead"}), ("mlp", {"reg": "sparsehead", "reg_on": "encoder"}),
-    ("none", {"reg_on": "projector"}), ("orthogonal", {"reg_on": "projector"}), ("none", {"reg": "werank", "reg_on": "projector"}),
-    ("mlp", {"reg": "none", "reg_weight": 1.0}), ("mlp", {"reg": "none", "reg_on": "encoder"})])
+@pytest.mark.parametrize(
+    "kind, options",
+    [
+        ("none", {"reg": "sparsehead"}),
+        ("diagonal", {"reg": "sparsehead"}),
+        ("mlp", {"reg": "sparsehead", "reg_on": "encoder"}),
+        ("none", {"reg_on": "projector"}),
+        ("orthogonal", {"reg_on": "projector"}),
+        ("none", {"reg": "werank", "reg_on": "projector"}),
+        ("mlp", {"reg": "none", "reg_weight": 1.0}),
+        ("mlp", {"reg": "none", "reg_on": "encoder"}),
+    ],
+)
 def test_penalties_that_make_no_sense_are_refused(kind, options):
     encoder, head, args = setup(kind, **options)
     with pytest.raises(common.UserError):
