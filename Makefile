@@ -11,7 +11,7 @@ endif
 DEMO := --dataset shapes --width 8 --epochs 8 --crop-scale 0.3 1 --resume
 DEMO_RUNS := simclr noproj noproj-lastlayer
 
-demo: $(DEMO_RUNS:%=runs/demo-%/result.json) runs/toy-quick/toy.json  ## (default) with, without projector, with last-layer penalty; a quick look at the toy models
+demo: $(DEMO_RUNS:%=runs/demo-%/result.json) runs/toy-quick/toy.json  ## (default) three SimCLR rows and a quick look at the toy models
 	$(PY) plot_spectra.py $(DEMO_RUNS:%=runs/demo-%) -o figures/demo.png
 
 runs/demo-simclr/result.json: | $(READY)
@@ -24,7 +24,7 @@ runs/demo-noproj-lastlayer/result.json: | $(READY)
 runs/toy-quick/toy.json: toy_linear.py | $(READY)
 	$(PY) toy_linear.py --quick
 
-toy: | $(READY)  ## every toy figure of DirectCLR and WERank: figures/toy-*.png, results/toy.json; about 2 minutes
+toy: | $(READY)  ## figures/toy-*.png and results/toy.json: DirectCLR's and WERank's theory; 2 minutes
 	$(PY) toy_linear.py
 
 test: $(TOOLS)  ## run the tests; DATA=<folder with cifar10.npz> adds the one on real images

@@ -522,8 +522,9 @@ def info_nce_euclidean(z1, z2):
 
 
 def vicreg(z1, z2, invariance=25.0, variance=25.0, covariance=1.0):
-    """VICReg (Bardes et al. 2022) of z1, z2 (..., B >= 2, m): (...), invariance · mean (z1 - z2)² + variance ·
-    mean over views, d of max(0, 1 - √(Var z_d + 1e-4)) + covariance · Σ over views, i ≠ j of Cov(z)²_ij / m."""
+    """VICReg (Bardes et al. 2022) of z1, z2 (..., B >= 2, m): (...), invariance · mean (z1 - z2)² +
+    variance · mean over views, d of max(0, 1 - √(Var z_d + 1e-4)) + covariance · Σ over views, i ≠ j of
+    Cov(z)²_ij / m."""
     with torch.autocast(z1.device.type, enabled=False):
         z1, z2 = _full_precision(z1, z2)
         loss = invariance * (z1 - z2).square().mean((-2, -1))

@@ -5,7 +5,7 @@ Reproduces DirectCLR figures 3, 5, 6, 11 and WERank figures 1-5, and judges what
     python toy_linear.py                                 all: figures/toy-*.png, results/toy.json, verdicts
     python toy_linear.py --quick                         one seed, 600 steps, all figures: runs/toy-quick
     python toy_linear.py T4 --layers 6 --steps 20000     one experiment with changes: runs/toy
-    python toy_linear.py T5 --full-batch --seeds 1       WERank's regime, 1,000 points in every step: runs/toy
+    python toy_linear.py T6 --full-batch --seeds 1       WERank's regime, 1,000 points in every step: runs/toy
     python toy_linear.py T1 --public-code                the loss of DirectCLR's public code: runs/toy
 
     T1 augmentation strength, one layer (DirectCLR 3)    T5 with and without WERank over time (WERank 1, 4, 5)
@@ -13,12 +13,11 @@ Reproduces DirectCLR figures 3, 5, 6, 11 and WERank figures 1-5, and judges what
     T3 singular values over time (DirectCLR 6)           T7 augmentation strength, with WERank (WERank 3)
     T4 depth, linear and with ReLU (DirectCLR 11)
 
-Only the run of everything without changes writes to figures/ and results/; every other one, which has lesser
-or other numbers, to runs/ or to --out.
+Only the run of everything without changes writes to figures/ and results/.
 """
 import argparse
+import os
 from functools import reduce
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,8 +32,8 @@ import common
 
 EXPERIMENTS = ("T1", "T2", "T3", "T4", "T5", "T6", "T7")
 DIM, NOISY = 16, 8  # d, and how many of the last dimensions are augmented
-KS = (0.01, 0.5, 1.0, 1.5, 2.0, 4.0)
 TICKS = (1, 4, 8, 12, 16)
+KS = (0.01, 0.5, 1.0, 1.5, 2.0, 4.0)
 LOSSES = ("InfoNCE", "VICReg", "EMA")
 COLLAPSED = 0.01  # of the largest σ(C): a dimension with 1 % of the variance, which is 10 % of σ(W)
 
@@ -49,21 +48,17 @@ class Run(NamedTuple):
     start: str = "decaying"
 
 
-def strengths(args):
-    """The augmentation strengths of T1 and T7, that of the others, the depths of T4 and T6."""
-    return args.k or KS, args.k[0] if args.k else 0.1, range(1, (args.layers or 4) + 1)
-
-
 def runs_of(args):
     """{experiment: its runs}; an experiment shares a run with another where it has the same settings."""
-    (ks, weak, depths), both = strengths(args), (False, True)
+    ks, k, depths, both = args.k, args.weak_k, range(1, args.layers + 1), (False, True)
     runs = {
         "T1": [Run(layers=1, k=k, start=start) for start in ("orthogonal", "decaying") for k in ks],
-        "T2": [Run(k=weak)],
-        "T3": [Run(k=weak)],
-        "T4": [Run(layers=n, k=weak, relu=relu and n > 1) for relu in both for n in depths],
-        "T5": [Run(loss, k=weak, werank=werank) for loss in LOSSES for werank in both],
-        "T6": [Run(loss, n, weak, werank) for loss in LOSSES for werank in both for n in depths],
+        "T2": [Run(k=k)],
+        "T3": [Run(k=k), Run(k=k, start="orthogonal")],
+        "T4": [Run(layers=n, k=k, relu=relu, start=start) for n in depths for relu, start in
+               ((False, "decaying"), (True, "decaying"), (False, "orthogonal"))],
+        "T5": [Run(loss, k=k, werank=werank) for loss in LOSSES for werank in both],
+        "T6": [Run(loss, n, k, werank) for loss in LOSSES for werank in both for n in depths],
         "T7": [Run(loss, 1, k, werank) for loss in LOSSES for werank in both for k in ks],
     }
     return {name: runs[name] for name in args.experiments}
@@ -136,8 +131,8 @@ def info_nce_public(z1, z2, temperature=0.1):
 
 
 def batches(args, points):
-    """Yields views' sources x (seeds, B, d) and noises (2, seeds, B, d) at k = 1; every epoch is a
-    permutation. A seed's stream does not depend on how many others there are."""
+    """Yields points x (seeds, B, d) and the noises of both views (2, seeds, B, d) at k = 1. An epoch is a
+    permutation: a point twice in a batch would be its own negative and shrink the augmented dimensions."""
     generators = [torch.Generator().manual_seed(1000 + seed) for seed in range(args.seeds)]
     order = torch.empty(args.seeds, 0, dtype=torch.long)
     while True:
@@ -156,64 +151,74 @@ def data(args):
                         for seed in range(args.seeds)])
 
 
-def train(runs, args):
-    """Trains all runs and seeds as one batch of matrices: the steps that are kept (T), and
-    {run: weights (T, seeds, layers, d, d)}. UserError where they diverge.
+class Batch:
+    """Runs of one loss, all seeds: weights (runs, seeds, L, d, d), trained together. A shallower run has
+    identities behind its layers. Losses are summed over runs and seeds, so that gradients don't mix."""
 
-    A shallower run has identities, which are not trained, behind its layers; losses and ReLU take their slice
-    of the batch, so runs are sorted by them. Gradients of runs don't mix: the losses are summed.
-    """
-    runs = sorted(set(runs), key=lambda run: (LOSSES.index(run.loss), run.relu, run))
-    deepest, eye = max(run.layers for run in runs), torch.eye(DIM)
-    bounds = [sum(LOSSES.index(run.loss) < i for run in runs) for i in range(4)]
-    contrastive, decorrelating, distilled = (slice(*ends) for ends in pairwise(bounds))
-    curved = slice(bounds[1] - sum(run.relu for run in runs), bounds[1])
-    straight = slice(0, curved.start)
-    depth = torch.tensor([run.layers for run in runs])[:, None].expand(-1, args.seeds)
-    real = (depth[..., None] > torch.arange(deepest))[..., None, None]
-    amplitude = torch.tensor([run.k for run in runs]).sqrt()[:, None, None, None]
-    penalised = [i for i, run in enumerate(runs) if run.werank]
-    starts = {run.start: torch.stack([initial_weights(run.start, deepest, torch.Generator().manual_seed(seed))
-                                      for seed in range(args.seeds)]) for run in runs}
-    weight = torch.stack([starts[run.start] for run in runs])
-    parts = plain, spread, adaptive = [w.clone().requires_grad_() for w in weight.tensor_split(bounds[1:3])]
-    teacher = adaptive.detach().clone()
-    sgd = torch.optim.SGD([{"params": [plain]}, {"params": [spread], "lr": args.lr / 2}], lr=args.lr)
-    adamw = torch.optim.AdamW([adaptive], lr=0.01, weight_decay=3e-4)  # WERank section 4.2
-    info_nce = info_nce_public if args.public_code else common.info_nce_euclidean
-    werank = torch.vmap(lambda w: common.werank_penalty([w]))
-    kept = torch.linspace(0, args.steps, min(args.steps, 40) + 1).round().int().tolist()
-    stream, history = batches(args, data(args)), []
-    for step in tqdm(range(args.steps + 1), f"{len(runs)} runs x {args.seeds} seeds", disable=None):
-        weight = torch.where(real, torch.cat(parts), eye)
-        if step in kept:
-            history.append(weight.detach())
-            if (wild := ~(weight.abs().amax((1, 2, 3, 4)) < 1e3)).any():  # NaN too
-                name = label(runs[wild.int().argmax()])
-                raise common.UserError(f"--lr {args.lr:g} makes {name} diverge before step {step}: choose a "
-                                       "smaller one")
-        x, noise = next(stream)
-        x1, x2 = x + amplitude * noise[0], x + amplitude * noise[1]
-        z1, z2 = (torch.cat([network(weight[straight], x[straight]),
-                             network(weight[curved], x[curved], depth[curved]),
-                             network(weight[curved.stop:], x[curved.stop:])]) for x in (x1, x2))
-        loss = info_nce(z1[contrastive], z2[contrastive]).sum()
-        loss = loss + common.vicreg(z1[decorrelating], z2[decorrelating], 10.0, 10.0, 1.0).sum()
-        slow = torch.where(real[distilled], teacher, eye)
-        for p, x in ((z1[distilled], x2[distilled]), (z2[distilled], x1[distilled])):
-            loss = loss + common.byol_loss(p, network(slow, x)).sum() / 2
-        if penalised:  # an identity behind a run's layers has no penalty
-            loss = loss + common.REG_WEIGHT["werank"] * werank(weight[penalised].flatten(0, -3)).sum()
-        for optimizer in (sgd, adamw):
-            optimizer.zero_grad()
+    def __init__(self, runs, args):
+        depth = torch.tensor([run.layers for run in runs])[:, None].expand(-1, args.seeds)
+        layers = int(depth.max())
+        self.runs, self.loss = runs, runs[0].loss
+        self.info_nce = info_nce_public if args.public_code else common.info_nce_euclidean
+        self.real = (depth[..., None] > torch.arange(layers))[..., None, None]
+        self.depth = depth if runs[0].relu else None
+        self.amplitude = torch.tensor([run.k for run in runs]).sqrt()[:, None, None, None]
+        self.werank = [i for i, run in enumerate(runs) if run.werank]
+        self.trained = torch.stack([
+            torch.stack([initial_weights(run.start, layers, torch.Generator().manual_seed(seed))
+                         for seed in range(args.seeds)]) for run in runs]).requires_grad_()
+        self.teacher = self.trained.detach().clone()
+        if self.loss == "EMA":  # WERank section 4.2
+            self.optimizer = torch.optim.AdamW([self.trained], lr=0.01, weight_decay=3e-4)
+        else:
+            self.optimizer = torch.optim.SGD([self.trained], args.lr / (2 if self.loss == "VICReg" else 1))
+
+    def weights(self, of):
+        return torch.where(self.real, of, torch.eye(DIM))
+
+    def step(self, x, noise):
+        weight, (x1, x2) = self.weights(self.trained), x + self.amplitude * noise[:, None]
+        z1, z2 = network(weight, x1, self.depth), network(weight, x2, self.depth)
+        if self.loss == "InfoNCE":
+            loss = self.info_nce(z1, z2)
+        elif self.loss == "VICReg":
+            loss = common.vicreg(z1, z2, 10.0, 10.0, 1.0)
+        else:
+            slow = self.weights(self.teacher)
+            loss = (common.byol_loss(z1, network(slow, x2)) + common.byol_loss(z2, network(slow, x1))) / 2
+        loss = loss.sum()
+        if self.werank:  # an identity has no penalty
+            penalty = torch.vmap(lambda w: common.werank_penalty([w]))
+            loss = loss + common.REG_WEIGHT["werank"] * penalty(weight[self.werank].flatten(0, -3)).sum()
+        self.optimizer.zero_grad()
         loss.backward()
-        for optimizer in (sgd, adamw):
-            optimizer.step()
-        teacher.lerp_(adaptive.detach(), 1 - 0.995)
-    return kept, {run: weight[:, :, :run.layers] for run, weight in zip(runs, torch.stack(history, 1))}
+        self.optimizer.step()
+        self.teacher.lerp_(self.trained.detach(), 1 - 0.995)
 
 
-def sigma_w(weight):
+def train(runs, args):
+    """Trains all runs and seeds: the steps that are kept (T), {run: weights (T, seeds, layers, d, d)}.
+    UserError where one diverges."""
+    runs = list(dict.fromkeys(runs))
+    groups = [[run for run in runs if (run.loss, run.relu) == kind]
+              for kind in dict.fromkeys((run.loss, run.relu) for run in runs)]
+    groups, histories = [Batch(group, args) for group in groups], {run: [] for run in runs}
+    kept = torch.linspace(0, args.steps, min(args.steps, 40) + 1).round().int().tolist()
+    stream = batches(args, data(args))
+    for step in tqdm(range(args.steps + 1), f"{len(runs)} runs x {args.seeds} seeds", disable=None):
+        x, noise = next(stream)
+        for group in groups:
+            if step in kept:
+                for run, weight in zip(group.runs, group.trained.detach().clone()):
+                    if not weight.abs().max() < 1e3:  # NaN too
+                        raise common.UserError(f"--lr {args.lr:g} makes {label(run)} diverge before step "
+                                               f"{step}: choose a smaller one")
+                    histories[run].append(weight[:, :run.layers])
+            group.step(x, noise)
+    return kept, {run: torch.stack(history) for run, history in histories.items()}
+
+
+def sigma(weight):
     """Singular values (..., d) of weight (..., d, d)."""
     return torch.linalg.svdvals(weight)
 
@@ -224,7 +229,7 @@ def sigma_c(run, weight, x):
     depth = torch.full(weight.shape[:-3], run.layers) if run.relu else None
     z = network(weight.double(), x[:, :1000].double(), depth)
     z = z - z.mean(-2, keepdim=True)
-    return sigma_w(z.mT @ z / z.shape[-2])
+    return sigma(z.mT @ z / z.shape[-2])
 
 
 def alignment(weight):
@@ -232,259 +237,266 @@ def alignment(weight):
     return (torch.linalg.svd(weight[..., 1, :, :]).Vh @ torch.linalg.svd(weight[..., 0, :, :]).U).abs()
 
 
-# --------------------------------------------------------------------------------------- figures and numbers
+def block(weight):
+    """Singular values (..., NOISY) of the augmented dimensions' columns of W₁, weight (..., L, d, d)."""
+    return sigma(weight[..., 0, :, -NOISY:])
+
+
+def collapsed(sigma_c):
+    """How many of the singular values (..., d) of C are below COLLAPSED of the largest: (...)."""
+    return (sigma_c < COLLAPSED * sigma_c[..., :1]).sum(-1).float()
+
+
+# ------------------------------------------------------------------------------------------------- numbers
 
 def label(run):
     parts = [run.loss, f"L={run.layers}", f"k={run.k:g}", "WERank" * run.werank, "ReLU" * run.relu]
     return " ".join(part for part in [*parts, "orthogonal" * (run.start == "orthogonal")] if part)
 
 
-def mean_std(values, axis=0):
+def mean_std(values, axis):
     """What results keep of values with seeds along `axis`."""
-    std = values.std(axis, correction=0)
-    return {"mean": common.rounded(values.mean(axis)), "std": common.rounded(std)}
+    return {"mean": common.rounded(values.mean(axis)), "std": common.rounded(values.std(axis, correction=0))}
 
 
-def numbers(name, runs, kept, histories, x, public_code):
-    """What results hold of an experiment: spectra at the end or over time, by run."""
-    found = {"steps": kept} if name in ("T2", "T3", "T5") else {}
+def numbers(name, runs, kept, histories, x, args):
+    """What results hold of an experiment, by run: singular values at the end, or over time (T2, T3, T5)."""
+    over_time = name in ("T2", "T3", "T5")
+    found = {"steps": kept} if over_time else {}
     for run in runs:
-        weight = histories[run]
-        if name in ("T1", "T7"):
-            found[label(run)] = {"sigma_W": mean_std(sigma_w(weight[-1, :, 0]))}
-            if name == "T1" and not public_code:
-                ends = ("start", weight[0]), ("end", weight[-1])
-                found[label(run)] |= {f"X_block_{when}": mean_std(block_growth(run.k, w, x)) for when, w in ends}
-        elif name == "T2":
-            aligned = alignment(weight)
-            some = aligned[[0, len(kept) // 4, -1]]
-            found[label(run)] = {"diagonal": mean_std(aligned.diagonal(dim1=-2, dim2=-1).mean(-1), 1),
-                                 "alignment": mean_std(some, 1), "seed_0": common.rounded(some[:, 0])}
-        elif name in ("T3", "T5"):
-            found[label(run)] = {"sigma_W1": mean_std(sigma_w(weight[:, :, 0]), 1),
-                                 "sigma_W2": mean_std(sigma_w(weight[:, :, 1]), 1),
-                                 "sigma_C": mean_std(sigma_c(run, weight, x), 1)}
-        else:
-            found[label(run)] = {"sigma_C": mean_std(sigma_c(run, weight[-1], x))}
+        weight = histories[run] if over_time else histories[run][-1]
+        spectra = {f"sigma_W{i}": sigma(w) for i, w in enumerate(weight.unbind(-3), 1)}
+        spectra["sigma_C"] = sigma_c(run, weight, x)
+        if name == "T2":
+            spectra = {"alignment": alignment(weight[[0, len(kept) // 4, -1]]),
+                       "diagonal": alignment(weight).diagonal(dim1=-2, dim2=-1).mean(-1)}
+        if name == "T1" and not args.public_code:  # X belongs to eq. 2
+            spectra |= {f"X_block_{when}": block_growth(run.k, histories[run][i], x)
+                        for when, i in (("start", 0), ("end", -1))}
+        found[label(run)] = {key: mean_std(values, int(over_time)) for key, values in spectra.items()}
     return found
 
 
-def spectra(axis, curves, ylabel, floor):
-    """Curves [(label, {"mean", "std"}, shade in 0 … 1, line style)] over the index, at the floor if below."""
-    for name, curve, shade, style in curves:
-        axis.plot(range(1, DIM + 1), np.maximum(curve["mean"], floor), style, linewidth=1.2, label=name,
-                  marker="os^vDX"[round(5 * shade)], markersize=4, color=colormaps["cividis"](0.85 * shade),
-                  fillstyle="full" if style == "-" else "none")
-    axis.set(xlabel="index j of the singular value", xticks=TICKS, yscale="log")
-    axis.set_ylabel(ylabel)
-
-
-def evolution(axes, found, kept, titles, floor=1e-8):
-    """σ(W₁), σ(W₂), σ(C) over time in three axes, the largest dark, the smallest light and thin."""
-    for axis, key, title in zip(axes, ("sigma_W1", "sigma_W2", "sigma_C"), titles):
-        sigma = np.maximum(found[key]["mean"], floor)
-        for j in range(DIM):
-            axis.plot(kept, sigma[:, j], color=colormaps["cividis"](j / DIM), linewidth=1.6 - j / DIM)
-        axis.set(yscale="log", xlabel="step", ylabel="singular value")
-        axis.set_title(title, fontsize=10)
-
+# ------------------------------------------------------------------------------------------------- figures
 
 def panels(title, rows, columns, **shared):
-    figure = Figure(figsize=(1.2 + 3.2 * columns, 0.8 + 2.7 * rows), layout="constrained")
-    figure.suptitle(title, fontsize=11)
+    figure = Figure(figsize=(0.8 + 2.7 * columns, 0.7 + 2.2 * rows), layout="constrained")
+    figure.suptitle(title, fontsize=10)
     return figure, figure.subplots(rows, columns, **shared)
 
 
-def shaded(values):
-    return [(i / max(1, len(values) - 1), value) for i, value in enumerate(values)]
+def spectra(title, results, runs, key, varied, groups):
+    """σ_j over j: a panel for each of groups [(title, fields of its runs)], a curve for each run."""
+    figure, axes = panels(title, 1, len(groups), sharey=True)
+    values, floor = sorted({getattr(run, varied) for run in runs}), -8 if key == "sigma_C" else -4
+    for axis, (head, fields) in zip(axes, groups):
+        for run in [run for run in runs if run == run._replace(**fields)]:
+            value, curve = getattr(run, varied), np.maximum(results[label(run)][key]["mean"], 10. ** floor)
+            shade = values.index(value) / max(1, len(values) - 1)
+            name = f"{'k' if varied == 'k' else 'L'} = {value:g}"
+            axis.plot(range(1, DIM + 1), curve, "-:"[run.werank], marker="os^vDX"[round(5 * shade)],
+                      color=colormaps["cividis"](0.85 * shade), linewidth=1.2, markersize=4,
+                      fillstyle="none" if run.werank else "full", label=None if run.werank else name)
+        axis.set(xlabel="index j of the singular value", xticks=TICKS, yscale="log")
+        axis.set_title(head, fontsize=9)
+    axes[0].set_ylabel(rf"$\sigma_j({key[6]})$, drawn at $10^{{{floor}}}$ if below")
+    axes[-1].legend(fontsize=8)
+    return figure
+
+
+def evolution(title, steps, rows):
+    """σ(W₁), σ(W₂), σ(C) over time, a row for each of rows {addition to the titles: numbers of a run}."""
+    figure, axes = panels(title, len(rows), 3, sharex=True, sharey="col", squeeze=False)
+    for line, (addition, found) in zip(axes, rows.items()):
+        for axis, key, head in zip(line, ("sigma_W1", "sigma_W2", "sigma_C"), ("W_1", "W_2", "C")):
+            for j, values in enumerate(np.maximum(found[key]["mean"], 1e-8).T):
+                axis.plot(steps, values, color=colormaps["cividis"](j / DIM), linewidth=1.6 - j / DIM)
+            axis.set(yscale="log")
+            axis.set_title(rf"$\sigma_j({head})${addition}", fontsize=9)
+        line[0].set_ylabel("singular value")
+    for axis in axes[-1]:
+        axis.set_xlabel("step")
+    return figure
+
+
+def heat_maps(title, steps, found):
+    figure, axes = panels(title, 1, 3, sharey=True)
+    for axis, heat, step in zip(axes, found["alignment"]["mean"], (0, steps[len(steps) // 4], steps[-1])):
+        image = axis.imshow(heat, cmap="Greys", vmin=0, vmax=1, extent=(0.5, DIM + 0.5, DIM + 0.5, 0.5))
+        axis.set_title(f"step {step}", fontsize=9)
+        axis.set(xlabel=r"$u_1^j$, left vectors of $W_1$", xticks=TICKS, yticks=TICKS)
+    axes[0].set_ylabel(r"$v_2^i$, right vectors of $W_2$")
+    figure.colorbar(image, ax=axes, label=r"$|V_2^T U_1|$")
+    return figure
 
 
 def figures(results, runs, args):
     """Yields (file name, Figure), one per figure of the papers."""
-    ks, weak, depths = strengths(args)
-    if "T1" in runs:
-        figure, axes = panels("One layer: how far do singular values 9 to 16, of the augmented dimensions, "
-                              "fall with k?", 1, 2, sharey=True)
-        names = {"orthogonal": "start: 0.3 · orthogonal", "decaying": r"start: $\sigma_j=e^{-0.35\,(j-1)}$"}
-        for axis, (start, title) in zip(axes, names.items()):
-            found = [(s, k, results["T1"][label(Run(layers=1, k=k, start=start))]) for s, k in shaded(ks)]
-            spectra(axis, [(f"k = {k:g}", f["sigma_W"], s, "-") for s, k, f in found], r"$\sigma_j(W)$", 1e-4)
-            axis.set_title(title, fontsize=10)
-        axis.legend(fontsize=8)
-        yield "toy-directclr-3", figure
+    k = f"k = {args.weak_k:g}, mean of seeds"
+    over_index = {
+        "directclr-3": ("T1", "sigma_W1", "k", (
+            "One layer: how far do σ 9 to 16, the augmented dimensions, fall with k? Mean of seeds"), [
+            ("start: 0.3 · orthogonal", {"start": "orthogonal"}),
+            (r"start: $\sigma_j=e^{-0.35\,(j-1)}$", {"start": "decaying"})]),
+        "directclr-11": ("T4", "sigma_C", "layers", (
+            f"How many dimensions of the embedding are left with L layers? {k}"), [
+            ("(a) linear", {"relu": False, "start": "decaying"}),
+            ("(b) ReLU between layers", {"relu": True})]),
+        "werank-2": ("T6", "sigma_C", "layers", (
+            f"Does WERank (dotted, hollow) keep all dimensions at every depth L? {k}"), [
+            (loss, {"loss": loss}) for loss in LOSSES]),
+        "werank-3": ("T7", "sigma_W1", "k", (
+            "One layer: up to which k does WERank (dotted, hollow) keep σ 9 to 16? Mean of seeds"), [
+            (loss, {"loss": loss}) for loss in ("EMA", "InfoNCE", "VICReg")]),
+    }
+    for file, (name, key, varied, title, groups) in over_index.items():
+        if name in runs:
+            yield f"toy-{file}", spectra(title, results[name], runs[name], key, varied, groups)
     if "T2" in runs:
-        found, kept = results["T2"][label(runs["T2"][0])], results["T2"]["steps"]
-        figure, axes = panels(r"Do the layers align, $|V_2^T U_1| \to I$? Large singular values are top left "
-                              "(L = 2, seed 0)", 1, 3, sharey=True)
-        for axis, heat, step in zip(axes, found["seed_0"], (0, kept[len(kept) // 4], kept[-1])):
-            image = axis.imshow(heat, cmap="Greys", vmin=0, vmax=1, extent=(0.5, DIM + 0.5, DIM + 0.5, 0.5))
-            axis.set_title(f"step {step}", fontsize=10)
-            axis.set(xlabel=r"$u_1^j$, left vectors of $W_1$", xticks=TICKS, yticks=TICKS)
-        axes[0].set_ylabel(r"$v_2^i$, right vectors of $W_2$")
-        figure.colorbar(image, ax=axes, label=r"$|V_2^T U_1|$")
-        yield "toy-directclr-5", figure
+        yield "toy-directclr-5", heat_maps(
+            rf"Do the layers align, $|V_2^T U_1| \to I$? Large singular values top left; L = 2, {k}",
+            results["T2"]["steps"], results["T2"][label(runs["T2"][0])])
     if "T3" in runs:
-        figure, axes = panels(f"How far do the smallest singular values (light) stay behind? L = 2, k = {weak:g}, "
-                              "mean of seeds", 1, 3)
-        evolution(axes, results["T3"][label(runs["T3"][0])], results["T3"]["steps"],
-                  (r"(a) $\sigma_j(W_1)$", r"(b) $\sigma_j(W_2)$", r"(c) $\sigma_j(C)$"))
-        yield "toy-directclr-6", figure
-    if "T4" in runs:
-        figure, axes = panels(f"How many dimensions of the embedding are left with L layers? k = {weak:g}, "
-                              "mean of seeds", 1, 2, sharey=True)
-        for axis, relu in zip(axes, (False, True)):
-            found = [(s, n, results["T4"][label(Run(layers=n, k=weak, relu=relu and n > 1))])
-                     for s, n in shaded(depths)]
-            spectra(axis, [(f"L = {n}", f["sigma_C"], s, "-") for s, n, f in found], r"$\sigma_j(C)$", 1e-8)
-            axis.set_title("(b) ReLU between layers" if relu else "(a) linear", fontsize=10)
-        axis.legend(fontsize=8)
-        yield "toy-directclr-11", figure
+        yield "toy-directclr-6", evolution(
+            f"How far do the smallest singular values (light) stay behind? L = 2, {k}",
+            results["T3"]["steps"], {"": results["T3"][label(runs["T3"][0])]})
     for number, loss in ((1, "VICReg"), (4, "InfoNCE"), (5, "EMA")) if "T5" in runs else ():
-        figure, rows = panels(f"{loss}, k = {weak:g}: does WERank (below) bring up the smallest singular "
-                              "values (light)?", 2, 3, sharex=True, sharey="col")
-        for werank, end, axes in zip((False, True), ("", ", with WERank"), rows):
-            found = results["T5"][label(Run(loss, k=weak, werank=werank))]
-            evolution(axes, found, results["T5"]["steps"],
-                      [rf"$\sigma_j({name})${end}" for name in ("W_1", "W_2", "C")])
-        yield f"toy-werank-{number}", figure
-    titles = {"T6": f"Does WERank (dotted, hollow) keep all dimensions at every depth? k = {weak:g}",
-              "T7": "One layer: up to which k does WERank (dotted, hollow) keep the augmented dimensions?"}
-    for name, title in titles.items():
-        if name not in runs:
+        yield f"toy-werank-{number}", evolution(
+            f"{loss}: does WERank (below) bring up the smallest singular values (light)? {k}",
+            results["T5"]["steps"], {", with WERank" * run.werank: results["T5"][label(run)]
+                                     for run in runs["T5"] if run.loss == loss})
+
+
+# ------------------------------------------------------------------------------------------------ verdicts
+# Each yields (whether it holds, None where that is not judged, and the numbers).
+
+def text(*values):
+    """Mean ± std over seeds, of each of the values (seeds,)."""
+    return ", ".join(f"{v.mean():.3g}" + f" ± {v.std(correction=0):.2g}" * (len(v) > 1) for v in values)
+
+
+def strong_augmentation(runs, start, end, x, args):
+    noise = torch.randn(*x.shape[:2], NOISY, generator=torch.Generator().manual_seed(3000))
+    star = torch.stack([thresholds(*pair) for pair in zip(x, noise)])
+    yield None, f"k* predicted from the data, for small weights: {text(star[:, 0])} to {text(star[:, 1])}"
+    for run in runs["T1"]:
+        ratio, limit = block(end[run])[:, 0] / sigma(end[run][:, 0])[:, 0], COLLAPSED ** 0.5
+        line = f"{run.start} start, k = {run.k:g}: augmented / largest σ {text(ratio)}"
+        if args.public_code:  # k* and X belong to eq. 2
+            yield None, line
             continue
-        figure, axes = panels(title, 1, 3, sharey=True)
-        for axis, loss in zip(axes, LOSSES if name == "T6" else ("EMA", "InfoNCE", "VICReg")):
-            curves = []
-            for run in [run for run in runs[name] if run.loss == loss]:
-                values, value, what = (depths, run.layers, "L") if name == "T6" else (ks, run.k, "k")
-                shade = list(values).index(value) / max(1, len(values) - 1)
-                curve, = results[name][label(run)].values()
-                head = f"{what} = {value:g}" + ", WERank" * run.werank
-                curves.append((head, curve, shade, "-:"[run.werank]))
-            spectra(axis, curves, *((r"$\sigma_j(C)$", 1e-8) if name == "T6" else (r"$\sigma_j(W)$", 1e-4)))
-            axis.set_title(loss, fontsize=10)
-        axis.legend(fontsize=6, ncols=2)
-        yield "toy-werank-2" if name == "T6" else "toy-werank-3", figure
+        strong, weak = run.k > star.max(), run.k < star.min() / 2
+        ok = (ratio < limit).all() if strong else (ratio > limit).all() if weak else None
+        growth = [text(block_growth(run.k, w[run], x).mean(1)) for w in (start, end)]
+        side = "must vanish" if strong else "must stay" if weak else "near k*"
+        yield ok, f"{line} ({side}); mean eigenvalue of X there {' at the start, '.join(growth)} at the end"
 
 
-# -------------------------------------------------------------------------------------------------- verdicts
-
-def collapsed(sigma):
-    """How many of the singular values (..., d) of C are below COLLAPSED of the largest: (...)."""
-    return (sigma < COLLAPSED * sigma[..., :1]).sum(-1).float()
-
-
-def text(values):
-    """Mean ± std over seeds."""
-    return f"{values.mean():.3g} ± {values.std(correction=0):.2g}"
+def layers_align(runs, start, end, x, args):
+    weight = end[runs["T2"][0]]
+    diagonal, grown = alignment(weight).diagonal(dim1=-2, dim2=-1), sigma(weight).amin(1) > 1
+    for name, some in {"all": grown | True, "σ > 1 in both layers": grown, "the others": ~grown}.items():
+        mean, count = (diagonal * some).sum(1) / some.sum(1).clamp(min=1), some.float().sum(1)
+        yield (mean > 0.9).all(), f"{name}, {text(count)} directions: mean diagonal of |V₂ᵀU₁| {text(mean)}"
 
 
-def block(weight):
-    """Singular values (..., NOISY) of the augmented dimensions' columns of W_1, weight (..., L, d, d)."""
-    return sigma_w(weight[..., 0, :, -NOISY:])
+def small_stay_small(runs, start, end, x, args):
+    for run in runs["T3"]:
+        growth = sigma(end[run]) - sigma(start[run])
+        small, large = growth[..., NOISY:].mean((1, 2)), growth[..., :4].mean((1, 2))
+        before, after = (collapsed(sigma_c(run, w[run], x)) for w in (start, end))
+        slow, low = (small.abs() < 0.1 * large).all(), (after >= 1).all()
+        name = ""
+        if run.start == "orthogonal":
+            name, slow, low = "equal singular values 0.3 at the start, which theorem 2 excludes: ", None, None
+        yield slow, f"{name}growth of the smallest 8 σ of W₁, W₂ {text(small)}, the largest 4 {text(large)}"
+        yield low, f"{name}collapsed at the start {text(before)}, at the end {text(after)}"
+
+
+def depth_collapses(runs, start, end, x, args):
+    for kind, name in (((False, "decaying"), "linear"), ((True, "decaying"), "ReLU"),
+                       ((False, "orthogonal"), "linear, equal singular values 0.3 at the start")):
+        group = [run for run in runs["T4"] if (run.relu, run.start) == kind]
+        before, after = ([collapsed(sigma_c(run, w[run], x)) for run in group] for w in (start, end))
+        means = [count.mean().item() for count in after]
+        more = means[0] == 0 and means == sorted(means) and (means[-1] > 0 or len(means) == 1)
+        yield None if kind[1] == "orthogonal" else more, (
+            f"{name}: collapsed at L = 1 … {args.layers}: {text(*after)}; at the start {text(*before)}")
+
+
+def werank_helps(runs, start, end, x, args):
+    for loss in LOSSES:
+        plain, kept = ([run for run in runs.get("T6", []) if (run.loss, run.werank) == (loss, werank)]
+                       for werank in (False, True))
+        if kept:
+            error = torch.stack([(sigma(end[run]) - 1).abs().amax((1, 2)) for run in kept])
+            name = f"{loss}, L = 1 … {args.layers}"
+            ok, must = (error < 0.2).all(), "must go to 0"
+            if loss == "EMA":
+                ok, must = (error > 0.2).any(), "the exception: must not go to 0"
+            yield ok, f"{name}: largest |σ(W) - 1| with WERank {text(*error)} ({must})"
+            plain, kept = (torch.stack([collapsed(sigma_c(run, end[run], x)) for run in group])
+                           for group in (plain, kept))
+            yield not kept.any(), f"{name}: collapsed with WERank {text(*kept)}; without {text(*plain)}"
+        if "T7" in runs:
+            low, high = min(args.k), max(args.k)
+            plain, kept = ([block(end[Run(loss, 1, k, werank)]).mean(1) for k in (low, high)]
+                           for werank in (False, True))
+            yield (kept[0] > kept[1] + 0.5).all() if low < 1 and high > 2 else None, (
+                f"{loss}, L = 1, mean augmented σ at k = {low:g}, {high:g}: with WERank {text(*kept)}; "
+                f"without {text(*plain)}")
+
+
+CLAIMS = {  # claim: (judge, the experiments it needs one of, what is claimed, threshold and why)
+    "C1": (strong_augmentation, {"T1"}, "strong augmentation makes singular values vanish", (
+        "the largest σ of the 8 augmented columns of W is below 10 % of σ₁(W), 1 % of the variance; judged "
+        "above k* and below k*/2: near k* growth and decay outlast the training")),
+    "C2": (layers_align, {"T2"}, "adjacent layers align", "0.9, within 26° of aligned; random matrices: 0.2"),
+    "C3": (small_stay_small, {"T3"}, "with two layers the smallest σ(W) stay behind, and C is low-rank",
+           "they grow by less than a tenth of the largest; collapsed: σ(C) below 1 % of the largest"),
+    "C4": (depth_collapses, {"T4"}, "more layers, more collapsed dimensions, none for one; ReLU the same",
+           "none for L = 1, never fewer with more; collapsed: σ(C) below 1 % of the largest"),
+    "C5": (werank_helps, {"T6", "T7"}, (
+        "WERank drives σ(W) to 1 and prevents collapse; strong augmentation and EMA are the exceptions"), (
+        "σ(W) within 0.2 of 1, which leaves room for the mini-batches' noise; no σ(C) below 1 % of the "
+        "largest; the mean σ of the augmented columns falls by 0.5 from the smallest to the largest k")),
+}
+HOLDS = {True: "holds", False: "does not hold in full", None: "is not judged"}
 
 
 def verdicts(runs, histories, x, args):
-    """{claim: {"holds", "threshold", "parts"}} of the claims whose experiments ran."""
-    end, claims = {run: weight[-1] for run, weight in histories.items()}, {}
-    ks, weak_k, _ = strengths(args)
-
-    def judge(claim, threshold):
-        claims[claim] = {"holds": True, "threshold": threshold, "parts": []}
-
-        def part(ok, line):
-            claims[claim]["holds"] &= bool(ok)
-            claims[claim]["parts"].append(f"{'yes' if ok else 'NO '} {line}")
-        return part
-
-    if "T1" in runs:
-        noise = torch.randn(*x.shape[:2], NOISY, generator=torch.Generator().manual_seed(3000))
-        star = torch.stack([thresholds(*pair) for pair in zip(x, noise)])
-        part = judge("C1", "vanished: all 8 augmented singular values below 10 % of the largest (1 % of "
-                           "variance); judged above k* and below k*/2: near k* growth and decay outlast the training")
-        part(True, f"k* predicted from the data for small weights: {text(star[:, 0])} to {text(star[:, 1])}")
-        for run in runs["T1"]:
-            ratio, limit = block(end[run])[:, 0] / sigma_w(end[run][:, 0])[:, 0], COLLAPSED ** 0.5
-            strong, weak = run.k > star.max(), run.k < star.min() / 2
-            ok = (ratio < limit).all() if strong else (ratio > limit).all() if weak else True
-            side = "must vanish" if strong else "must stay" if weak else "near k*, not judged"
-            line = f"{label(run)}: largest σ of the augmented block / largest σ(W) {text(ratio)} ({side})"
-            if not args.public_code:  # X belongs to eq. 2
-                start, final = (block_growth(run.k, w, x).mean(1) for w in (histories[run][0], end[run]))
-                line += f"; mean eigenvalue of X there {text(start)} at the start, {text(final)} at the end"
-            part(ok, line)
-    if "T2" in runs:
-        part = judge("C2", "0.9: within 26° of aligned; the diagonal of a random matrix is about 0.2")
-        weight = end[runs["T2"][0]]
-        diagonal = alignment(weight).diagonal(dim1=-2, dim2=-1)
-        grown = sigma_w(weight).amin(1) > 1  # 1 is the largest at the start
-        for name, chosen in (("all 16 directions", grown | True), ("those with σ > 1 in both layers", grown),
-                             ("the others", ~grown)):
-            mean = (diagonal * chosen).sum(1) / chosen.sum(1).clamp(min=1)
-            count = text(chosen.float().sum(1))
-            part((mean > 0.9).all(), f"mean diagonal of |V₂ᵀU₁|, {name} ({count}): {text(mean)}")
-    if "T3" in runs:
-        part = judge("C3", "the smallest grow by less than a tenth; collapsed: below 1 % of the largest σ(C)")
-        run = runs["T3"][0]
-        growth = sigma_w(end[run]) - sigma_w(histories[run][0])
-        small, large = growth[..., NOISY:].mean((1, 2)), growth[..., :4].mean((1, 2))
-        part((small.abs() < 0.1 * large).all(),
-             f"growth of the smallest 8 σ(W₁), σ(W₂) {text(small)}, of the largest 4 {text(large)}")
-        low = collapsed(sigma_c(run, end[run], x))
-        part((low >= 1).all(), f"collapsed dimensions of C: {text(low)} of {DIM}")
-    if "T4" in runs:
-        part = judge("C4", "collapsed: below 1 % of the largest σ(C); none for L = 1, never fewer with more")
-        for relu in (False, True):
-            each = dict.fromkeys(run for run in runs["T4"] if run.layers == 1 or run.relu == relu)
-            count = [collapsed(sigma_c(run, end[run], x)) for run in each]
-            means = [c.mean().item() for c in count]
-            more = all(b >= a for a, b in pairwise(means)) and (means[-1] > 0 or len(means) == 1)
-            name, counts = "ReLU" if relu else "linear", ", ".join(map(text, count))
-            part(more and means[0] == 0, f"{name}, collapsed at L = 1 … {len(means)}: {counts}")
-    if {"T5", "T6", "T7"} <= set(runs):
-        part = judge("C5", "all σ(W) within 0.2 of 1, room for the mini-batches' fluctuation; no σ(C) below 1 % "
-                           "of the largest; the augmented block falls by 0.5 from smallest to largest k")
-        for loss in LOSSES:
-            without, kept = ([run for run in runs["T6"] if run.loss == loss and run.werank == werank]
-                             for werank in (False, True))
-            error = [(sigma_w(end[run]) - 1).abs().amax((1, 2)) for run in kept]
-            part((torch.stack(error) < 0.2).all(),
-                 f"{loss}, L = 1 … {len(kept)}: largest |σ(W) - 1| with WERank {', '.join(map(text, error))}")
-            without, kept = ([collapsed(sigma_c(run, end[run], x)) for run in group]
-                             for group in (without, kept))
-            with_text, without_text = (", ".join(map(text, counts)) for counts in (kept, without))
-            part(not torch.stack(kept).any(),
-                 f"{loss}, collapsed dimensions: with WERank {with_text}; without {without_text}")
-            ends = [Run(loss, 1, k, werank) for werank in (False, True) for k in (min(ks), max(ks))]
-            ends = [block(end[run]).mean(1) for run in ends]
-            with_text, without_text = (", ".join(map(text, pair)) for pair in (ends[2:], ends[:2]))
-            part((ends[2] > ends[3] + 0.5).all(),
-                 f"{loss}, L = 1, mean σ of the augmented block at k = {min(ks):g} and {max(ks):g}: with "
-                 f"WERank {with_text}; without {without_text}")
-        error = (sigma_w(end[Run("EMA", k=weak_k, werank=True)]) - 1).abs().amax((1, 2))
-        part((error > 0.2).all(),
-             f"EMA is the exception, two layers: largest |σ(W) - 1| with WERank {text(error)}")
-    return claims
+    """{claim: what it says, whether it holds, threshold, parts} of the claims whose experiments ran."""
+    start, end = ({run: weight[i] for run, weight in histories.items()} for i in (0, -1))
+    marks, found = {True: "yes", False: "NO ", None: "-  "}, {}
+    for claim, (judge, needs, says, threshold) in CLAIMS.items():
+        if needs & set(runs):
+            parts = judge(runs, start, end, x, args)
+            parts = [(None if ok is None else bool(ok), line) for ok, line in parts]
+            judged = [ok for ok, _ in parts if ok is not None]
+            found[claim] = {"claim": says, "holds": all(judged) if judged else None, "threshold": threshold,
+                            "parts": [f"{marks[ok]} {line}" for ok, line in parts]}
+    return found
 
 
 def parse():
     parser = common.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                            allow_abbrev=False)
-    add, count = parser.add_argument, common.number(int, 1)
+    add = parser.add_argument
     add("experiments", nargs="*", metavar="T1 … T7", help="(all)")
-    add("--seeds", type=count, help="number of seeds (3; --quick 1)")
-    add("--steps", type=count, help="(4000; --quick 600)")
-    add("--lr", type=common.number(float, 1e-9), help="SGD on the mean loss; VICReg has half of it, "
-        "as 0.1 diverges with four layers; EMA has AdamW's 0.01 (0.1; --public-code 0.01)")
+    add("--seeds", type=common.number(int, 1, 100), help="number of seeds (3; --quick 1)")
+    add("--steps", type=common.number(int, 1), help="(4000; --quick 600)")
+    add("--lr", type=common.number(float, 1e-9), help="SGD on the mean loss; VICReg has half of it, as 0.1 "
+        "diverges with four layers; EMA has AdamW's 0.01 (0.1; --public-code 0.01)")
     add("--batch", type=common.number(int, 2, 10_000), help="(128: DirectCLR's public code)")
     add("--k", type=common.number(float, 0), nargs="+", help="variance of the augmentation: all of T1 and T7 "
         "(0.01 0.5 1 1.5 2 4), the first for the others (0.1)")
-    add("--layers", type=count, help="greatest depth of T4 and T6 (4)")
+    add("--layers", type=common.number(int, 1, 64), help="greatest depth of T4 and T6 (4)")
     add("--full-batch", action="store_true", help="1,000 points, all in every step (WERank)")
     add("--public-code", action="store_true", help="InfoNCE by inner products / 0.1, noise on both branches")
     add("--quick", action="store_true", help="a look at everything in seconds")
     add("--out", type=Path, help="folder for figures and toy.json, replaced where they exist")
     args = parser.parse_args()
+    complete = vars(args) == vars(parser.parse_args([]))
     given = [name.upper() for name in args.experiments]
     if unknown := [name for name in given if name not in EXPERIMENTS]:
         raise common.UserError(f"unknown experiment {unknown[0]}: choose from {', '.join(EXPERIMENTS)}")
@@ -492,12 +504,19 @@ def parse():
         raise common.UserError("--full-batch takes all 1,000 points: leave --batch out")
     if args.layers and given and not {"T4", "T6"} & set(given):
         raise common.UserError("--layers is the depth of T4 and T6: the others have one or two layers")
-    args.complete = vars(args) == vars(parser.parse_args([]))
+    folder = args.out or Path("runs/toy-quick" if args.quick else "runs/toy")
+    args.out = (Path("figures"), Path("results")) if complete else (folder, folder)
+    for folder in args.out:
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise common.UserError(f"--out {folder} can't be written: {there} is not a writable folder")
     args.experiments = [name for name in EXPERIMENTS if name in given or not given]
     args.seeds = args.seeds or (1 if args.quick else 3)
     args.steps = args.steps or (600 if args.quick else 4000)
     args.lr = args.lr or (0.01 if args.public_code else 0.1)
     args.batch = 1_000 if args.full_batch else args.batch or 128
+    args.weak_k, args.k = args.k[0] if args.k else 0.1, list(dict.fromkeys(args.k or KS))
+    args.layers = args.layers or 4
     return args
 
 
@@ -505,27 +524,20 @@ def main():
     args = parse()
     runs, x = runs_of(args), data(args)
     kept, histories = train([run for group in runs.values() for run in group], args)
-    settings = {key: value for key, value in vars(args).items() if key not in ("out", "complete")}
-    results = {"settings": settings, **{name: numbers(name, group, kept, histories, x, args.public_code)
-                                        for name, group in runs.items()}}
-    results["claims"] = verdicts(runs, histories, x, args)
-    folder = args.out or Path("runs/toy-quick" if args.quick else "runs/toy")
-    pictures, file = folder, folder / "toy.json"
-    if args.complete:
-        pictures, file = Path("figures"), Path("results/toy.json")
-    try:
-        for parent in (pictures, file.parent):
-            parent.mkdir(parents=True, exist_ok=True)
-        for name, figure in figures(results, runs, args):
-            figure.savefig(pictures / f"{name}.png", dpi=150, bbox_inches="tight")
-            print(pictures / f"{name}.png")
-        common.write_json(file, results)
-    except OSError as error:
-        raise common.UserError(f"{folder} can't be written ({common.brief(error)})") from None
-    print(file)
-    for claim, verdict in results["claims"].items():
-        print(f"{claim} {'holds' if verdict['holds'] else 'does not hold in full'} ({verdict['threshold']})")
-        print("\n".join(f"   {line}" for line in verdict["parts"]))
+    settings = {key: value for key, value in vars(args).items() if key != "out"}
+    results = {"settings": settings, "claims": verdicts(runs, histories, x, args)}
+    results |= {name: numbers(name, group, kept, histories, x, args) for name, group in runs.items()}
+    for folder in args.out:
+        folder.mkdir(parents=True, exist_ok=True)
+    pictures, folder = args.out
+    for name, figure in figures(results, runs, args):
+        figure.savefig(pictures / f"{name}.png", dpi=150, bbox_inches="tight")
+        print(pictures / f"{name}.png")
+    common.write_json(folder / "toy.json", results)
+    print(folder / "toy.json")
+    for claim, found in results["claims"].items():
+        print(f"{claim} {HOLDS[found['holds']]}: {found['claim']}")
+        print(f"    threshold: {found['threshold']}", *found["parts"], sep="\n    ")
 
 
 if __name__ == "__main__":

@@ -249,7 +249,7 @@ def test_full_batch_and_mini_batch_give_the_same_picture():
     for full in (False, True):
         args = settings(steps=250, full_batch=full, batch=1000 if full else 128)
         _, histories = toy_linear.train(runs, args)
-        spectra.append([toy_linear.sigma_w(histories[run][-1, 0]) for run in runs])
+        spectra.append([toy_linear.sigma(histories[run][-1, 0]) for run in runs])
     for mini, full in zip(*spectra):
         assert ((mini > 1) == (full > 1)).float().mean() > 0.8
         assert (mini.log() - full.log()).abs().median() < 0.25
@@ -282,5 +282,5 @@ def test_one_experiment_with_changes(script, tmp_path):
     done = script("toy_linear.py", "T4", "--layers", 6, "--steps", 5, "--seeds", 2, "--public-code", "--out", "mine")
     assert done.returncode == 0, done.err
     found = json.loads((tmp_path / "mine/toy.json").read_text())
-    assert len(found["T4"]) == 11 and "T1" not in found
+    assert len(found["T4"]) == 18 and "T1" not in found
     assert [p.name for p in (tmp_path / "mine").glob("*.png")] == ["toy-directclr-11.png"]
