@@ -1,4 +1,4 @@
-"""Toy models: the papers' theory in float64 against autograd, loops and finite differences, and the script itself."""
+"""Toy models: the papers' theory in float64 against autograd, loops, finite differences; the script."""
 import json
 import math
 from itertools import pairwise
@@ -122,8 +122,8 @@ def conserved(weight):
 
 
 def test_flow_conserves_and_gradient_descent_drifts_in_proportion_to_its_rate():
-    """Theorem 2: W₁W₁ᵀ - W₂ᵀW₂. Its derivative along the flow is 0; a step of descent adds lr² times a constant,
-    so over a fixed time the drift is proportional to lr."""
+    """Theorem 2: W₁W₁ᵀ - W₂ᵀW₂. Its derivative along the flow is 0; a step of descent adds lr² times a
+    constant, so over a fixed time the drift is proportional to lr."""
     (x1, x2), weight = views(), layers(2)
     velocity, _ = flow(weight, x1, x2)
     _, derivative = torch.autograd.functional.jvp(conserved, weight.detach(), velocity)
@@ -173,8 +173,8 @@ def test_alignment_moves_by_lemma_6_with_the_sign_of_its_proof():
         return torch.where(torch.eye(D, dtype=torch.bool), 0, 1 / difference)
 
     a, f = v2.mT @ u1, torch.diag(s2) @ u2.mT @ g @ v1 @ torch.diag(s1)
-    predicted, printed = (-a @ (h(s1, sign) * (a.mT @ f + f.mT @ a)) + (h(s2, sign) * (a @ f.mT + f @ a.mT)) @ a
-                          for sign in (1, -1))
+    left, right = a.mT @ f + f.mT @ a, a @ f.mT + f @ a.mT
+    predicted, printed = ((h(s2, sign) * right) @ a - a @ (h(s1, sign) * left) for sign in (1, -1))
     plus, minus = (signed_alignment(weight + sign * step * velocity, (one, two)) for sign in (1, -1))
     slope = (plus - minus) / (2 * step)
     assert (predicted - slope).norm() < 1e-5 * slope.norm()
@@ -203,17 +203,19 @@ def settings(**changes):
 def test_x_is_indefinite_beyond_the_predicted_threshold_and_runs_collapse_on_that_side():
     args = settings(steps=600)
     x = toy_linear.data(args)[0].double()
-    noise = torch.randn(len(x), toy_linear.NOISY, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(len(x), toy_linear.NOISY, dtype=torch.float64, generator=generator)
     low, high = toy_linear.thresholds(x, noise).tolist()
     assert 1.8 < low < high < 2.2  # 2 for infinitely many points
     some, weight = slice(0, 1000), 1e-3 * torch.eye(D, dtype=torch.float64)
     low, high = toy_linear.thresholds(x[some], noise[some]).tolist()
     padded = torch.nn.functional.pad(noise[some], (D - toy_linear.NOISY, 0))
     for k, negative in ((0.97 * low, False), (1.03 * low, True), (1.03 * high, True)):
-        found = torch.linalg.eigvalsh(toy_linear.growth_matrix(weight, x[some], x[some] + math.sqrt(k) * padded)
-                                      [-toy_linear.NOISY:, -toy_linear.NOISY:])
+        growth = toy_linear.growth_matrix(weight, x[some], x[some] + math.sqrt(k) * padded)
+        found = torch.linalg.eigvalsh(growth[-toy_linear.NOISY:, -toy_linear.NOISY:])
         assert (found[0] < 0) == negative and (found[-1] < 0) == (k > high)
-    runs = [toy_linear.Run(layers=1, k=k, start="orthogonal") for k in (low / 4, low / 2, 1.5 * high, 2 * high)]
+    runs = [toy_linear.Run(layers=1, k=k, start="orthogonal")
+            for k in (low / 4, low / 2, 1.5 * high, 2 * high)]
     _, histories = toy_linear.train(runs, args)
     for run in runs:
         sigma = toy_linear.block(histories[run][:, 0])
@@ -224,13 +226,39 @@ def test_x_is_indefinite_beyond_the_predicted_threshold_and_runs_collapse_on_tha
 
 def test_runs_do_not_disturb_each_other():
     """A run's weights are the same alone and in a batch with other losses, depths, ReLU and penalties."""
-    runs = [toy_linear.Run(loss, n, werank=werank, relu=relu and loss == "InfoNCE" and n > 1)
-            for loss in toy_linear.LOSSES for n in (1, 2, 3) for werank in (False, True) for relu in (False, True)]
+    both = (False, True)
+    runs = [toy_linear.Run(loss, n, werank=werank, relu=relu and loss == "InfoNCE")
+            for loss in toy_linear.LOSSES for n in (1, 2, 3) for werank in both for relu in both]
     _, together = toy_linear.train(runs, settings(steps=5))
     for run in runs[::3]:
         _, alone = toy_linear.train([run], settings(steps=5))
         assert (together[run] - alone[run]).abs().max() < 1e-4, run
         assert (alone[run][-1] - alone[run][0]).abs().max() > 1e-3
+
+
+def test_a_batch_has_no_point_twice_and_one_view_without_noise():
+    args = settings(seeds=2, batch=300)
+    points = torch.arange(1000.0).expand(2, toy_linear.DIM, 1000).mT
+    stream = toy_linear.batches(args, points)
+    for epoch in range(2):
+        drawn = [next(stream) for _ in range(3)]
+        for seed in range(2):
+            assert len(set(torch.cat([x[seed, :, 0] for x, _ in drawn]).tolist())) == 900
+        assert all(noise[0].abs().max() == 0 for _, noise in drawn)
+        assert all(noise[1, ..., :-toy_linear.NOISY].abs().max() == 0 for _, noise in drawn)
+        assert abs(torch.cat([noise[1, ..., -toy_linear.NOISY:] for _, noise in drawn]).std() - 1) < 0.05
+
+
+def test_relu_stands_between_a_run_s_own_layers_only():
+    weight, x = torch.randn(2, 2, 3, D, D), torch.randn(1, 5, D)
+    weight[0, :, 2] = torch.eye(D)  # a run of two layers beside one of three
+    depth = torch.tensor([[2, 2], [3, 3]])
+    found = toy_linear.network(weight, x, depth)
+    for run, seed in ((0, 0), (0, 1), (1, 1)):
+        z = x[0]
+        for layer in range(int(depth[run, seed])):
+            z = (z if layer == 0 else z.clamp(min=0)) @ weight[run, seed, layer].T
+        assert (found[run, seed] - z).abs().max() < 1e-4
 
 
 def test_first_step_is_the_gradient_of_the_mean_loss():
@@ -256,14 +284,16 @@ def test_full_batch_and_mini_batch_give_the_same_picture():
 
 
 @pytest.mark.parametrize("arguments, names", [
-    (("T9",), "T9"), (("T1", "--k", -1), "--k"), (("T4", "--layers", 0), "--layers"), (("--steps", 0), "--steps"),
-    (("T1", "--lr", 1e5, "--steps", 50, "--seeds", 1), "--lr"), (("T7", "--lr", 100, "--steps", 50), "--lr"),
-    (("T1", "--layers", 3), "--layers"), (("--full-batch", "--batch", 9), "--batch"), (("--seeds", 0), "--seeds")])
+    (("T9",), "T9"), (("T1", "--k", -1), "--k"), (("--k", "nan"), "--k"), (("T4", "--layers", 0), "--layers"),
+    (("T1", "--layers", 3), "--layers"), (("--steps", 0), "--steps"), (("--seeds", 0), "--seeds"),
+    (("--lr", 0), "--lr"), (("T1", "--lr", 1e5, "--steps", 50, "--seeds", 1), "--lr"),
+    (("T7", "--lr", 100, "--steps", 50), "--lr"), (("--full-batch", "--batch", 9), "--batch"),
+    (("--batch", 1), "--batch"), (("--out", "/dev/null/x"), "--out")])
 def test_bad_input_is_one_line_and_nothing_is_written(script, tmp_path, arguments, names):
     done = script("toy_linear.py", *arguments)
-    lines = [line for line in done.err.replace("\r", "\n").splitlines() if "error" in line]
-    assert done.returncode == 2 and len(lines) == 1 and names in lines[0].replace("T9", names)
-    assert not list(tmp_path.iterdir()) and "Traceback" not in done.err
+    line, = done.err.splitlines()
+    assert done.returncode == 2 and line.startswith("toy_linear.py: error: ") and names in line and not done.out
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_tiny_run_draws_every_figure_and_leaves_the_full_results_alone(script, tmp_path):
@@ -279,7 +309,8 @@ def test_a_tiny_run_draws_every_figure_and_leaves_the_full_results_alone(script,
 
 
 def test_one_experiment_with_changes(script, tmp_path):
-    done = script("toy_linear.py", "T4", "--layers", 6, "--steps", 5, "--seeds", 2, "--public-code", "--out", "mine")
+    done = script("toy_linear.py", "T4", "--layers", 6, "--steps", 5, "--seeds", 2, "--public-code",
+                  "--out", "mine")
     assert done.returncode == 0, done.err
     found = json.loads((tmp_path / "mine/toy.json").read_text())
     assert len(found["T4"]) == 18 and "T1" not in found
