@@ -41,8 +41,7 @@ class UserError(ValueError):
 # ------------------------------------------------------------------------------------------------------ data
 
 class Dataset(NamedTuple):
-    """Images uint8 (N, 3, H, W), labels int64 (N,); a training label of -1 is an unlabelled image
-    (STL-10)."""
+    """Images uint8 (N, 3, H, W), labels int64 (N,), -1 of a training image without one (STL-10)."""
     name: str
     x_train: torch.Tensor
     y_train: torch.Tensor
@@ -178,7 +177,7 @@ def shapes(train=5000, test=1000, seed=0):
         return rng.uniform(low, high, (n, *(shape or (1, 1)))).astype(np.float32)
 
     turn, radius = uniform(-np.pi, np.pi), uniform(0.4, 0.6)
-    u0, v0 = uniform(-0.4, 0.4), uniform(-0.4, 0.4)
+    u0, v0 = uniform(-0.5, 0.5), uniform(-0.5, 0.5)
     axis = np.linspace(-1, 1, 2 * size, dtype=np.float32)
     mask = np.empty((n, size, size, 1), dtype=np.float32)
     for label, inside in enumerate(draw.values()):
@@ -188,13 +187,13 @@ def shapes(train=5000, test=1000, seed=0):
         drawn = inside(u, v, np.hypot(u, v), np.arctan2(v, u))
         mask[i] = drawn.reshape(-1, size, 2, size, 2).mean((2, 4))[..., None]  # antialiased
     # Vivid colours would tell images apart so well that nothing else is learnt: a grey contrast with a tint.
-    contrast = uniform(0.15, 0.35, 1, 1, 1) * np.sign(uniform(-1, 1, 1, 1, 1))
+    contrast = uniform(0.25, 0.4, 1, 1, 1) * np.sign(uniform(-1, 1, 1, 1, 1))
     middle = uniform(0.3, 0.7, 1, 1, 1)
     ground, shape = (middle + c + uniform(-0.1, 0.1, 1, 1, 3) for c in (-contrast, contrast))
     axis = axis[::2]
     for _ in range(2):  # two waves as a texture
         wave = np.sin(uniform(-9, 9) * axis + uniform(-9, 9) * axis[:, None] + uniform(0, 6.3))
-        ground = ground + 0.15 * wave[..., None]
+        ground = ground + 0.1 * wave[..., None]
     x = ground + mask * (shape - ground) + 0.04 * rng.standard_normal(ground.shape, dtype=np.float32)
     x = (x.clip(0, 1) * 255).round().astype(np.uint8)
     split = {"x_train": x[:train], "y_train": y[:train], "x_test": x[train:], "y_test": y[train:]}
@@ -202,8 +201,7 @@ def shapes(train=5000, test=1000, seed=0):
 
 
 def subset(data, size):
-    """`data` with `size` training images, the first of each class in equal numbers; UserError where there are
-    too few."""
+    """`data` with `size` training images, the first of each class in equal numbers, or UserError."""
     keep = torch.zeros(len(data.y_train), dtype=torch.bool)
     labels = data.y_train[data.y_train >= 0].unique().tolist()
     for i, label in enumerate(labels):
@@ -221,8 +219,7 @@ def subset(data, size):
 # same name in torchvision.transforms.v2.functional, on a whole batch.
 
 def _interpolation(start, length, source, size):
-    """(B, size, source): the weights that take pixels start … start + length - 1 to size pixels, bilinear,
-    antialiased.
+    """(B, size, source): antialiased bilinear weights from pixels start … start + length - 1 to size pixels.
 
     A resize is linear and separable, so crop, resize and flip are one matrix for rows and one for columns. At
     the borders of the crop the weights left are made to sum to 1, as torchvision does.
@@ -564,8 +561,7 @@ def lastlayer_penalty(weight):
 
 
 def werank_penalty(weights):
-    """Σ_l ‖W_lᵀW_l - I‖_F over an iterable of weights, not squared (WERank), on the smaller Gram matrix of
-    each."""
+    """Σ_l ‖W_lᵀW_l - I‖_F of weights W_l, not squared (WERank), on the smaller Gram matrix of each."""
     return sum(torch.linalg.vector_norm(_gram_error(weight)) for weight in weights)
 
 
@@ -579,9 +575,9 @@ def _trained_linears(projector):
 
 
 def last_layer(encoder, projector, on="auto"):
-    """The module whose `weight` makes what the loss sees: the projector's last linear layer where one trains,
-    else the encoder's last convolution (on="auto"); or that of "encoder" or "projector". UserError for a
-    projector without one: none, fixed, orthogonal (held so) and diagonal."""
+    """The module whose `weight` makes what the loss sees: on="auto" the projector's last linear layer where
+    one trains, else the encoder's last convolution; or that of "encoder" or "projector". UserError for a
+    projector without one: none, fixed, orthogonal (held so), diagonal."""
     linears = _trained_linears(projector)
     if on not in ("auto", "encoder", "projector") or on == "projector" and not linears:
         raise UserError("--reg-on projector and --reg sparsehead need --projector mlp or linear")
@@ -589,8 +585,7 @@ def last_layer(encoder, projector, on="auto"):
 
 
 def regularizer(args, encoder, projector):
-    """A function without arguments, the penalty --reg on what --reg-on names; args.reg_weight gets its
-    default.
+    """The penalty --reg on what --reg-on names, a function without arguments; fills in args.reg_weight.
 
     werank takes every linear and convolution weight of encoder and projector, or of the one named. UserError
     for a combination that makes no sense.
@@ -840,11 +835,10 @@ LAYERS = ("h", "z", "penultimate", "projector_hidden")
 
 @torch.no_grad()
 def features(encoder, projector, x, layers=LAYERS):
-    """{layer: float32 (N, dim)} of uint8 images x (N, 3, H, W), not augmented; weights and BatchNorm
-    statistics stay.
+    """{layer: float32 (N, dim)} of uint8 images x (N, 3, H, W), not augmented; BatchNorm statistics stay.
 
-    h, z; penultimate: layer4[-2], pooled; projector_hidden: what the last layer of a projector of several
-    layers sees, left out for others. z and projector_hidden need a projector, which may be None.
+    penultimate: layer4[-2], pooled; projector_hidden: what the last layer of a projector of several layers
+    sees. Layers that a projector, which may be None, does not have are left out.
     """
     modules, training = nn.ModuleList([encoder, projector or nn.Identity()]), encoder.training
     modules.eval()
@@ -872,8 +866,7 @@ def representations(encoder, data):
 
 @torch.no_grad()
 def knn_accuracy(train_h, train_y, test_h, test_y, k=200, temperature=0.1):
-    """Percent of test_h (M, D) whose label (M,) the k most cosine-similar of train_h (N, D) predict; k is at
-    most N.
+    """Percent of test_h (M, D) whose label (M,) the k (all, if fewer) most cosine-similar of train_h predict.
 
     Neighbours vote with weight exp(similarity / temperature) (InstDisc, lightly); temperature=None: each has
     one vote, and a tie goes to the class with the nearest neighbour.
@@ -892,8 +885,7 @@ def knn_accuracy(train_h, train_y, test_h, test_y, k=200, temperature=0.1):
 
 
 def logistic_regression(h, y, classes, l2, start=None, iterations=500):
-    """W (classes, D + 1) of least mean cross-entropy + l2/2 ‖W‖², the last column a bias without penalty, by
-    L-BFGS."""
+    """W (classes, D + 1) of least mean cross-entropy + l2/2 ‖W‖², its last column a bias without penalty."""
     weight = (h.new_zeros(classes, h.shape[1] + 1) if start is None else start.clone()).requires_grad_()
     lbfgs = torch.optim.LBFGS([weight], max_iter=iterations, history_size=20, tolerance_grad=1e-6,
                               tolerance_change=1e-12, line_search_fn="strong_wolfe")
@@ -909,11 +901,10 @@ def logistic_regression(h, y, classes, l2, start=None, iterations=500):
 
 
 def linear_probe(train_h, train_y, test_h, test_y):
-    """(top-1, top-5) percent of multinomial logistic regression on frozen features (N, D), (M, D);
-    deterministic.
+    """(top-1, top-5) percent of multinomial logistic regression on frozen features (N, D), (M, D).
 
-    Standardised features, float64. The L2 penalty is that of 1e-1 … 1e-5 that predicts a random tenth of the
-    training images best from the others.
+    Deterministic, float64, on standardised features; the L2 penalty is that of 1e-1 … 1e-5 that predicts a
+    tenth of the training images best from the others.
     """
     mean, std = train_h.double().mean(0), train_h.double().std(0, correction=0)
     train_h, test_h = ((h.double() - mean) / std.where(std > 1e-8, 1) for h in (train_h, test_h))
@@ -936,22 +927,19 @@ def linear_probe(train_h, train_y, test_h, test_y):
 
 
 def covariance(features, normalize=True):
-    """Covariance (D, D), float64, of features (N >= 2, D), each L2-normalised first, as in DirectCLR's code,
-    or not."""
+    """Covariance (D, D), float64, of features (N >= 2, D), first L2-normalised (DirectCLR's code) or not."""
     features = features.double()
     features = F.normalize(features, dim=1) if normalize else features
     return torch.cov(features.T).reshape(features.shape[1], -1)
 
 
 def covariance_spectrum(features, normalize=True):
-    """Singular values, float64 (D,), descending, of the covariance of features (N >= 2, D) (DirectCLR eq.
-    1)."""
+    """Singular values, float64 (D,), descending, of the `covariance` of features (N, D) (DirectCLR eq. 1)."""
     return torch.linalg.eigvalsh(covariance(features, normalize)).abs().sort(descending=True).values
 
 
 def rankme(features):
-    """exp of the entropy of the singular values' shares, of features (N, D) neither centred nor normalised
-    (RankMe)."""
+    """RankMe: exp of the entropy of the singular values' shares; features (N, D) neither centred nor scaled."""
     s = torch.linalg.svdvals(features.double())
     p = s / s.sum() + 1e-7
     return torch.exp(-(p * p.log()).sum()).item()
@@ -984,10 +972,7 @@ def layer_statistics(encoder, projector, x):
 
 
 def evaluate(encoder, projector, data, frozen=None):
-    """All that is reported of an encoder: kNN-200, kNN-5, linear probe (percent) and `layer_statistics`.
-
-    frozen: its `representations`, where they are known.
-    """
+    """kNN-200, kNN-5, linear probe (percent) and `layer_statistics`; frozen: `representations`, if known."""
     frozen = frozen or representations(encoder, data)
     top1, top5 = linear_probe(*frozen)
     return {"knn200": knn_accuracy(*frozen), "knn5": knn_accuracy(*frozen, k=5, temperature=None),
@@ -1035,11 +1020,8 @@ RUN_FILES = ("result.json", "encoder.pt", "checkpoint.pt", "metrics.jsonl", "con
 
 
 def open_run(args, name):
-    """(folder, configuration, checkpoint or None) of a run, new or to be continued.
-
-    UserError rather than touch another run. One with the same script, row and arguments, but for the folders,
-    is the same.
-    """
+    """(folder, configuration, checkpoint or None) of a run, new or to be continued: a UserError rather than
+    touch another run, which is one with another script, row or arguments, folders apart."""
     out = args.out or Path("runs") / f"{Path(args.dataset).stem}-{name}-seed{args.seed}"
     arguments = {k: v for k, v in vars(args).items() if k not in ("out", "resume", "overwrite", "data_dir")}
     config = json.loads(json.dumps({"script": Path(sys.argv[0]).name, "name": name, "arguments": arguments}))

@@ -25,8 +25,7 @@ LAYER_NAMES = {"h": "encoder output h", "z": "embedding z", "penultimate": "last
 
 
 def load_encoder(path):
-    """The encoder that a checkpoint file holds, on the CPU. UserError where it is not a torchvision-named
-    ResNet."""
+    """The encoder that a checkpoint file holds, on the CPU; UserError if it is no torchvision ResNet."""
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # official checkpoints carry arguments
             state = torch.load(path, map_location="cpu", weights_only=True)

@@ -17,8 +17,7 @@ import common
 
 
 class ConstantSubvector(torch.nn.Module):
-    """z: h (B, D) with its last `count` dimensions replaced by the constant `value` (LL section 3.4, table
-    1)."""
+    """z: h (B, D) with its last `count` dimensions replaced by the constant `value` (LL table 1)."""
 
     def __init__(self, count, value):
         super().__init__()

@@ -191,7 +191,7 @@ def test_pixels_say_little_about_the_class_of_a_shape():
     data = common.load_dataset("shapes")
     train, test = (common.normalize(x).flatten(1) for x in (data.x_train, data.x_test))
     assert common.knn_accuracy(train, data.y_train, test, data.y_test) < 25
-    assert common.knn_accuracy(train, data.y_train, test, data.y_test, k=5, temperature=None) < 25
+    assert common.knn_accuracy(train, data.y_train, test, data.y_test, k=5, temperature=None) < 40
 
 
 def test_a_subset_is_balanced_and_the_first_of_each_class():
@@ -200,8 +200,8 @@ def test_a_subset_is_balanced_and_the_first_of_each_class():
     data = common.subset(common.Dataset("x", x, y, x, y, "abc"), 5)
     assert data.x_train.tolist() == [0, 3, 4, 5, 6] and data.y_train.tolist() == [2, 0, 1, 0, 1]
     assert torch.equal(data.x_test, x)
-    with pytest.raises(common.UserError, match="'b'"):
-        common.subset(common.Dataset("x", x, torch.where(y == 1, 0, y), x, y, "abc"), 6)
+    with pytest.raises(common.UserError, match="4 images of class 'a'; there are 3"):
+        common.subset(data._replace(x_train=x, y_train=y), 10)
 
 
 def test_a_tensor_on_the_way_to_evaluation_is_scaled_like_a_view():

@@ -93,22 +93,24 @@ def test_linear_probe_does_not_depend_on_the_order_of_the_images():
 
 
 def test_linear_probe_chooses_the_penalty_that_predicts_best():
+    # Noisy labels need a strong penalty, a class that hides in dimensions of little variance a weak one.
     generator = torch.Generator().manual_seed(0)
-    h = torch.randn(400, 300, generator=generator)
-    y = (
-        h[:, 0] + 2 * torch.randn(400, generator=generator) > 0
-    ).long()  # almost noise: a strong penalty is right
-    noisy = common.linear_probe(h[:200], y[:200], h[200:], y[200:])[0]
-    weak = common.logistic_regression(h[:200].double(), y[:200], 2, 1e-5)
-    unpenalised = (
-        100 * ((h[200:].double() @ weak[:, :-1].T + weak[:, -1]).argmax(1) == y[200:]).double().mean()
+    h = torch.randn(4200, 100, generator=generator)
+    signal, noise = torch.randn(2, 4200, 1, generator=generator)
+    mixed = h @ torch.diag(torch.exp(-0.1 * torch.arange(100))) @ torch.randn(100, 100, generator=generator)
+    cases = (
+        (h + signal / 2, (signal + noise > 0).long()[:, 0], 300),
+        (mixed, (h[:, 40:].sum(1) > 0).long(), 2000),
     )
-    y = (h[:, :20] @ torch.arange(-10.0, 10) > 0).long()  # separable: a weak one is
-    strong = common.logistic_regression(h[:200].double(), y[:200], 2, 1e-1)
-    penalised = (
-        100 * ((h[200:].double() @ strong[:, :-1].T + strong[:, -1]).argmax(1) == y[200:]).double().mean()
-    )
-    assert noisy >= unpenalised and common.linear_probe(h[:200], y[:200], h[200:], y[200:])[0] >= penalised
+    for (features, labels, n), (right, wrong) in zip(cases, ((1e-1, 1e-5), (1e-5, 1e-1))):
+        std, mean = torch.std_mean(features[:n].double(), 0, correction=0)
+        z, accuracy = (features.double() - mean) / std, {}
+        for l2 in (right, wrong):
+            weight = common.logistic_regression(z[:n], labels[:n], 2, l2)
+            scores = z[n:] @ weight[:, :-1].T + weight[:, -1]
+            accuracy[l2] = 100 * (scores.argmax(1) == labels[n:]).double().mean().item()
+        chosen = common.linear_probe(features[:n], labels[:n], features[n:], labels[n:])[0]
+        assert accuracy[right] > accuracy[wrong] + 5 and chosen > accuracy[right] - 2
 
 
 def test_linear_probe_takes_few_classes_few_images_and_dead_dimensions():

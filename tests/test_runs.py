@@ -272,7 +272,7 @@ def test_a_script_copied_with_common_into_an_empty_folder_runs(tmp_path, tiny):
     rows = ("--epochs", 1, "--no-projector", "--fixed-dims", 4)
     done = run_process(tmp_path, "simclr.py", "--dataset", tiny, *TINY_RUN, *rows)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "runs" / "tiny-cs4-k0-seed0" / "result.json").exists()
+    assert (tmp_path / "runs" / "tiny-cs-d28-k0-seed0" / "result.json").exists()
 
 
 @pytest.mark.parametrize("width", [4, 16])
@@ -378,23 +378,8 @@ def test_on_real_images_a_short_run_beats_raw_pixels(request, script, tmp_path):
     folder = request.config.getoption("--data")
     if not folder or not (Path(folder) / "cifar10.npz").exists():
         pytest.skip("needs --data FOLDER with cifar10.npz")
-    done = script(
-        "simclr.py",
-        "--dataset",
-        "cifar10",
-        "--data-dir",
-        folder,
-        "--train-size",
-        5000,
-        "--width",
-        8,
-        "--epochs",
-        4,
-        "--out",
-        "run",
-        "--device",
-        "cpu",
-    )
+    rows = ("--data-dir", folder, "--train-size", 5000, "--width", 16, "--epochs", 5, "--device", "cpu")
+    done = script("simclr.py", "--dataset", "cifar10", *rows, "--out", "run")
     assert done.returncode == 0, done.err
     data = common.subset(common.load_dataset("cifar10", folder), 5000)
     pixels = [common.normalize(x).flatten(1) for x in (data.x_train, data.x_test)]

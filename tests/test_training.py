@@ -28,7 +28,7 @@ class Toy(nn.Module):
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """fit() with a loss that records its views: run(optimizer="sgd", augmented=False) -> views, encoder, before."""
+    """fit() with a loss that records its views: run(augmented=True) -> views, encoder, before."""
 
     def call(optimizer="sgd", augmented=False, seed=0, out="run"):
         monkeypatch.setattr(common.sys, "argv", ["toy.py"])
@@ -38,12 +38,14 @@ def run(tmp_path, monkeypatch):
             f"--lr 0.05 --weight-decay 0.1 --device cpu --eval-every 0 --out {tmp_path / out}".split()
         )
         if not augmented:
-            plain = lambda x, generator: common.normalize(x)  # noqa: E731
+            plain = lambda x, generator: common.normalize(x)
             monkeypatch.setattr(common, "Augment", lambda *a, **k: plain)
         x = torch.randint(0, 256, (N, 3, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
         x[:, 0, 0, 0] = torch.arange(N)
         y = torch.arange(N) % 2
-        monkeypatch.setattr(common, "load_dataset", lambda *_: common.Dataset("toy", x, y, x[:10], y[:10], "ab"))
+        monkeypatch.setattr(
+            common, "load_dataset", lambda *_: common.Dataset("toy", x, y, x[:10], y[:10], "ab")
+        )
         data = common.prepare(args)
         encoder, views = Toy(), []
         before = {key: value.clone() for key, value in encoder.state_dict().items()}
@@ -87,7 +89,7 @@ def image_numbers(view):
 
 def test_an_epoch_shows_every_image_once_in_an_order_of_its_own_and_drops_the_rest(run):
     views, _, _ = run()
-    epochs = [sum((image_numbers(x1) for x1, _ in views[e * 3 : e * 3 + 3]), []) for e in range(EPOCHS)]
+    epochs = [[n for x1, _ in views[e * 3 : e * 3 + 3] for n in image_numbers(x1)] for e in range(EPOCHS)]
     for order in epochs:
         assert len(order) == 48 and len(set(order)) == 48
     assert len({tuple(order) for order in epochs}) == EPOCHS
