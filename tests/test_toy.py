@@ -292,7 +292,8 @@ def test_full_batch_and_mini_batch_give_the_same_picture():
 def test_bad_input_is_one_line_and_nothing_is_written(script, tmp_path, arguments, names):
     done = script("toy_linear.py", *arguments)
     line, = done.err.splitlines()
-    assert done.returncode == 2 and line.startswith("toy_linear.py: error: ") and names in line and not done.out
+    assert done.returncode == 2 and line.startswith("toy_linear.py: error: ") and names in line
+    assert not done.out
     assert not list(tmp_path.iterdir())
 
 
