@@ -939,7 +939,7 @@ def covariance_spectrum(features, normalize=True):
 
 
 def rankme(features):
-    """RankMe: exp of the entropy of the singular values' shares; features (N, D) neither centred nor scaled."""
+    """RankMe: exp of the entropy of the singular values' shares; features (N, D), not centred nor scaled."""
     s = torch.linalg.svdvals(features.double())
     p = s / s.sum() + 1e-7
     return torch.exp(-(p * p.log()).sum()).item()
