@@ -712,6 +712,39 @@ def deferred_signals():
             signal.signal(number, handler)
 
 
+def training_step(args, encoder, projector, loss):
+    """(step, model, opt, generator): step(x) takes uint8 images (B, 3, H, W) through two views, loss(x1, x2),
+    gradients and the optimiser, and returns the loss, which is still on its device.
+
+    With --compile the loss and the operations of the views are compiled; on CUDA the passes through the
+    networks are replayed as CUDA graphs, and nothing in a step waits for the device.
+    """
+    cuda, layout = args.device != "cpu", memory_format(encoder)
+    torch.backends.cudnn.benchmark = True  # the shapes stay, so the fastest convolutions are worth a search
+    # Views have a generator of their own: runs of one seed share them, whatever else a method draws.
+    generator = torch.Generator(args.device).manual_seed(args.seed)
+    augment = Augment(args.image_size, args.crop_scale, jitter=args.jitter, grey_p=args.grey_p,
+                      blur_p=args.blur_p, solarize_p=args.solarize_p)
+    model = nn.ModuleDict({"encoder": encoder, "projector": projector}).to(args.device, memory_format=layout)
+    opt = optimizer(args, [p for p in model.parameters() if p.requires_grad])
+    if args.compile:
+        augment.compile()
+        # the matrix exponential of a parametrisation asks the host, which a CUDA graph can't
+        graphs = cuda and not any(map(nn.utils.parametrize.is_parametrized, model.modules()))
+        loss = torch.compile(loss, mode="reduce-overhead" if graphs else None)
+
+    def step(x):
+        views = augment(torch.cat([x, x]), generator).chunk(2)
+        x1, x2 = (view.contiguous(memory_format=layout) for view in views)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=cuda):
+            value = loss(x1, x2)
+        value.backward()
+        opt.step()
+        opt.zero_grad()
+        return value.detach()
+    return step, model, opt, generator
+
+
 def fit(args, data, encoder, projector, loss, name):
     """Trains the modules to minimise loss(x1, x2), a scalar of two views, and evaluates them.
 
@@ -721,18 +754,11 @@ def fit(args, data, encoder, projector, loss, name):
     weights, on a CPU bit for bit.
     """
     device, cuda = data.x_train.device, data.x_train.is_cuda
-    augment = Augment(args.image_size, args.crop_scale, jitter=args.jitter, grey_p=args.grey_p,
-                      blur_p=args.blur_p, solarize_p=args.solarize_p)
-    model = nn.ModuleDict({"encoder": encoder, "projector": projector}).to(device)
-    layout = memory_format(encoder)
-    model.to(memory_format=layout)
-    opt = optimizer(args, [p for p in model.parameters() if p.requires_grad])
+    train, model, opt, generator = training_step(args, encoder, projector, loss)
     out, config, checkpoint = open_run(args, name)
     if (out / "result.json").exists():
         print(f"{out} is finished")
         return read_json(out / "result.json")
-    # Views and orders have generators of their own: runs of one seed share them, whatever else they draw.
-    generator = torch.Generator(device).manual_seed(args.seed)
     torch.manual_seed(args.seed)
     step, seconds, epoch_loss, metrics = 0, 0.0, torch.zeros((), device=device), []
     if checkpoint:
@@ -749,9 +775,6 @@ def fit(args, data, encoder, projector, loss, name):
             raise UserError(f"{out / 'checkpoint.pt'} does not fit ({brief(error)}): --overwrite") from None
     with atomic_write(out / "metrics.jsonl") as file:
         file.write("".join(json.dumps(line) + "\n" for line in metrics).encode())
-    if args.compile:
-        augment.compile()
-        loss = torch.compile(loss)
 
     def check(finite, what):
         if not finite:
@@ -771,17 +794,11 @@ def fit(args, data, encoder, projector, loss, name):
                 order = torch.randperm(len(data.x_train), generator=shuffle, device=device)
             for group in opt.param_groups:
                 group["lr"] = args.lr * (1 + math.cos(math.pi * step / steps)) / 2
-            x = data.x_train[order[i * args.batch_size:(i + 1) * args.batch_size]]
-            x1, x2 = (augment(x, generator).contiguous(memory_format=layout) for _ in range(2))
-            with torch.autocast(device.type, torch.bfloat16, enabled=cuda):
-                value = loss(x1, x2)
-            epoch_loss += value.detach()
+            value = train(data.x_train[order[i * args.batch_size:(i + 1) * args.batch_size]])
+            epoch_loss += value
             if not cuda:  # on a GPU, to look is to wait: there once an epoch
                 check(value.isfinite(), "loss is")
                 bar.set_postfix(loss=f"{epoch_loss.item() / (i + 1):.3f}", refresh=False)
-            opt.zero_grad()
-            value.backward()
-            opt.step()
             step += 1
             bar.update()
             now, last, stopping = time.perf_counter(), step % per_epoch == 0, bool(received)

@@ -105,3 +105,63 @@ def test_the_two_views_differ_and_so_do_those_of_another_epoch_and_seed(run):
     again, _, _ = run(augmented=True, out="again")
     assert not torch.equal(views[0][0], others[0][0])
     assert all(torch.equal(a, b) for a, b in zip(sum(views, ()), sum(again, ())))
+
+
+def simclr_step(device, compiled):
+    """training_step of a small SimCLR with the same weights and random numbers, whatever its arguments."""
+    args = common.arguments("").parse_args(f"--device {device} --width 8 --batch-size 32 --lr 0.1".split())
+    args.compile, args.image_size, args.weight_decay = compiled, 8, 5e-4
+    torch.manual_seed(0)
+    encoder = Toy() if device == "cpu" else common.resnet()  # a whole run with a ResNet is in test_runs
+    projector = common.projector("mlp", 4 if device == "cpu" else 512)
+
+    def loss(x1, x2):
+        z1, z2 = common.embed(encoder, projector, x1, x2)
+        return common.info_nce(z1, z2) + common.lastlayer_penalty(projector[-1].weight)
+
+    return common.training_step(args, encoder, projector, loss)
+
+
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA")),
+]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_compiled_step_equals_the_eager_one_and_compiles_once(device):
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    batches = torch.randint(0, 256, (30, 32, 3, 8, 8), dtype=torch.uint8, device=device)
+    before = simclr_step(device, False)[1].state_dict()
+    before = {key: value.clone() for key, value in before.items()}
+    losses, changes = [], []
+    for compiled in (False, True):
+        step, model, _, _ = simclr_step(device, compiled)
+        losses.append(step(batches[0]).item())
+        changes.append({k: v.double() - before[k].double() for k, v in model.state_dict().items()})
+    tolerance = 1e-3 if device == "cpu" else 3e-2  # bfloat16
+    assert losses[0] == pytest.approx(losses[1], rel=tolerance / 10)
+    for key, change in changes[0].items():
+        assert (changes[1][key] - change).norm() < tolerance * change.norm() + 1e-5, key
+    for batch in batches[1:15]:  # the order of the jitter's operations has 24 kinds: none compiles anything
+        step(batch)
+    graphs = counters["stats"]["unique_graphs"]
+    for batch in batches[15:]:
+        step(batch)
+    assert counters["stats"]["unique_graphs"] == graphs > 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA")
+def test_no_step_waits_for_the_gpu():
+    step = simclr_step("cuda", True)[0]
+    batch = torch.randint(0, 256, (32, 3, 8, 8), dtype=torch.uint8, device="cuda")
+    for _ in range(10):
+        step(batch)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(10):
+            step(batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
