@@ -486,7 +486,7 @@ def parse():
     add("--seeds", type=common.number(int, 1, 100), help="number of seeds (3; --quick 1)")
     add("--steps", type=common.number(int, 1), help="(4000; --quick 600)")
     add("--lr", type=common.number(float, 1e-9), help="SGD on the mean loss; VICReg has half of it, as 0.1 "
-        "diverges with four layers; EMA has AdamW's 0.01 (0.1; 0.02 beyond four layers, where 0.1 diverges; "
+        "diverges with four layers; EMA has AdamW's 0.01 (0.1; 0.005 beyond four layers, where 0.1 diverges; "
         "--public-code 0.01)")
     add("--batch", type=common.number(int, 2, 10_000), help="(128: DirectCLR's public code)")
     add("--k", type=common.number(float, 0), nargs="+", help="variance of the augmentation: all of T1 and T7 "
@@ -514,7 +514,7 @@ def parse():
     args.experiments = [name for name in EXPERIMENTS if name in given or not given]
     args.seeds = args.seeds or (1 if args.quick else 3)
     args.steps = args.steps or (600 if args.quick else 4000)
-    args.lr = args.lr or (0.01 if args.public_code else 0.1 if (args.layers or 4) <= 4 else 0.02)
+    args.lr = args.lr or (0.01 if args.public_code else 0.1 if (args.layers or 4) <= 4 else 0.005)
     args.batch = 1_000 if args.full_batch else args.batch or 128
     args.weak_k, args.k = args.k[0] if args.k else 0.1, list(dict.fromkeys(args.k or KS))
     args.layers = args.layers or 4
