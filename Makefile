@@ -11,7 +11,7 @@ endif
 DEMO := --dataset shapes --width 8 --epochs 8 --crop-scale 0.5 1 --resume
 DEMO_RUNS := simclr noproj noproj-lastlayer
 
-demo: $(DEMO_RUNS:%=runs/demo-%/result.json)  ## (default) with, without projector, with last-layer penalty
+demo: $(DEMO_RUNS:%=runs/demo-%/result.json) runs/toy-quick/toy.json  ## (default) three SimCLR rows and a quick look at the toy models
 	$(PY) plot_spectra.py $(DEMO_RUNS:%=runs/demo-%) -o figures/demo.png
 
 runs/demo-simclr/result.json: | $(READY)
@@ -20,6 +20,12 @@ runs/demo-noproj/result.json: | $(READY)
 	$(PY) simclr.py $(DEMO) --out $(@D) --no-projector
 runs/demo-noproj-lastlayer/result.json: | $(READY)
 	$(PY) simclr.py $(DEMO) --out $(@D) --no-projector --reg lastlayer
+
+runs/toy-quick/toy.json: toy_linear.py | $(READY)
+	$(PY) toy_linear.py --quick
+
+toy: | $(READY)  ## figures/toy-*.png and results/toy.json: DirectCLR's and WERank's theory; 2 minutes
+	$(PY) toy_linear.py
 
 test: $(TOOLS)  ## run the tests; DATA=<folder with cifar10.npz> adds the one on real images
 	$(PY) -m pytest -q tests $(if $(DATA),--data $(DATA))
@@ -37,9 +43,9 @@ $(VENV)/tools.installed: $(READY)
 	touch $@
 
 clean:  ## remove the demo's runs and figure; .venv, data and other runs stay
-	rm -rf $(DEMO_RUNS:%=runs/demo-%) figures/demo.png
+	rm -rf $(DEMO_RUNS:%=runs/demo-%) runs/toy-quick figures/demo.png
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /:\t/' | expand -t 12
 
-.PHONY: demo test lint clean help
+.PHONY: demo toy test lint clean help

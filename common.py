@@ -506,6 +506,40 @@ def info_nce(z1, z2, temperature=0.2, cross_view=False):
         return F.cross_entropy(logits, torch.cat([b + len(b), b]))
 
 
+def info_nce_euclidean(z1, z2):
+    """InfoNCE by distance, for z1, z2 (..., B, m), neither normalised nor with a temperature: (...), the mean
+    over i of -log[p_i / (p_i + Σ_{j≠i} exp(-|z_i - z_j|²/2))], p_i = exp(-|z_i - z'_i|²/2), z = z1, z' = z2
+    (DirectCLR eq. 2, a sum there)."""
+    with torch.autocast(z1.device.type, enabled=False):
+        z1, z2 = _full_precision(z1, z2)
+        positive = (z1 * z2).sum(-1) - z2.square().sum(-1) / 2  # -|z_i|²/2 is in every term of i: left out
+        logits = z1 @ z1.mT - z1.square().sum(-1)[..., None, :] / 2
+        logits = logits.diagonal_scatter(positive, dim1=-2, dim2=-1)
+        return (logits.logsumexp(-1) - positive).mean(-1)
+
+
+def vicreg(z1, z2, invariance=25.0, variance=25.0, covariance=1.0):
+    """VICReg (Bardes et al. 2022) of z1, z2 (..., B >= 2, m): (...), invariance · mean (z1 - z2)² +
+    variance · mean over views, d of max(0, 1 - √(Var z_d + 1e-4)) + covariance · Σ over views, i ≠ j of
+    Cov(z)²_ij / m."""
+    with torch.autocast(z1.device.type, enabled=False):
+        z1, z2 = _full_precision(z1, z2)
+        loss = invariance * (z1 - z2).square().mean((-2, -1))
+        for z in (z1 - z1.mean(-2, keepdim=True), z2 - z2.mean(-2, keepdim=True)):
+            cov = z.mT @ z / (z.shape[-2] - 1)
+            var = cov.diagonal(dim1=-2, dim2=-1)
+            loss = loss + variance / 2 * F.relu(1 - (var + 1e-4).sqrt()).mean(-1)
+            loss = loss + covariance / z.shape[-1] * (cov.square().sum((-2, -1)) - var.square().sum(-1))
+        return loss
+
+
+def byol_loss(p, z):
+    """2 - 2 cos(p, z), mean over B, of predictions p and targets z (..., B, m), which get no gradient: (...)
+    (BYOL eq. 2, one direction of two)."""
+    p, z = _full_precision(p, z.detach())
+    return (2 - 2 * F.cosine_similarity(p, z, dim=-1)).mean(-1)
+
+
 # ------------------------------------------------------------------------------------------------- penalties
 # A weight is (out, in), or a convolution's (out, in, kh, kw) taken as (out, in · kh · kw).
 
