@@ -1,4 +1,5 @@
 """Toy models: the papers' theory in float64 against autograd, loops, finite differences; the script."""
+
 import json
 import math
 from itertools import pairwise
@@ -17,7 +18,7 @@ D = toy_linear.DIM
 def views(batch=12, k=0.7, seed=0):
     generator = torch.Generator().manual_seed(seed)
     x, noise = torch.randn(2, batch, D, dtype=torch.float64, generator=generator)
-    noise[:, :-toy_linear.NOISY] = 0
+    noise[:, : -toy_linear.NOISY] = 0
     return x, x + math.sqrt(k) * noise
 
 
@@ -39,6 +40,7 @@ def flow(weight, x1, x2):
 
 
 # -------------------------------------------------------------------------------------------------- losses
+
 
 @pytest.mark.parametrize("b, m", [(2, 3), (9, 4)])
 def test_info_nce_euclidean_equals_a_double_loop(b, m):
@@ -71,8 +73,9 @@ def test_byol_loss_equals_numpy_and_targets_get_no_gradient():
     assert abs(loss.item() - (2 - 2 * cosine).mean()) < 1e-12 and z.grad is None and p.grad.abs().max() > 0
 
 
-@pytest.mark.parametrize("loss", [common.info_nce_euclidean, common.vicreg, common.byol_loss,
-                                  toy_linear.info_nce_public])
+@pytest.mark.parametrize(
+    "loss", [common.info_nce_euclidean, common.vicreg, common.byol_loss, toy_linear.info_nce_public]
+)
 def test_a_batch_of_losses_is_the_losses_one_by_one(loss):
     z1, z2 = torch.randn(2, 3, 2, 9, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     together = loss(z1, z2)
@@ -89,6 +92,7 @@ def test_public_code_loss_is_cross_entropy_of_inner_products():
 
 
 # -------------------------------------------------------------------------------------------------- theory
+
 
 def test_growth_matrix_equals_lemma_2_pair_by_pair():
     (x1, x2), weight = views(7), layers(1).detach()[0]
@@ -169,7 +173,7 @@ def test_alignment_moves_by_lemma_6_with_the_sign_of_its_proof():
     (u1, s1, v1), (u2, s2, v2) = one, two
 
     def h(s, sign=1):
-        difference = sign * (s ** 2 - s[:, None] ** 2)
+        difference = sign * (s**2 - s[:, None] ** 2)
         return torch.where(torch.eye(D, dtype=torch.bool), 0, 1 / difference)
 
     a, f = v2.mT @ u1, torch.diag(s2) @ u2.mT @ g @ v1 @ torch.diag(s1)
@@ -191,13 +195,18 @@ def test_direction_that_x_makes_negative_vanishes_as_exp_of_x():
     exact = weight @ torch.linalg.matrix_exp(5 * x)
     assert (w - exact).norm() < 2e-2 * exact.norm()
     values, vectors = torch.linalg.eigh(x)
-    assert values[0] < 0 and ((exact @ vectors[:, 0]).norm() / (weight @ vectors[:, 0]).norm()
-                              - math.exp(5 * values[0])).abs() < 1e-10
+    assert (
+        values[0] < 0
+        and ((exact @ vectors[:, 0]).norm() / (weight @ vectors[:, 0]).norm() - math.exp(5 * values[0])).abs()
+        < 1e-10
+    )
 
 
 def settings(**changes):
-    return SimpleNamespace(**{"seeds": 1, "steps": 300, "lr": 0.1, "batch": 128, "full_batch": False,
-                              "public_code": False} | changes)
+    return SimpleNamespace(
+        **{"seeds": 1, "steps": 300, "lr": 0.1, "batch": 128, "full_batch": False, "public_code": False}
+        | changes
+    )
 
 
 def test_x_is_indefinite_beyond_the_predicted_threshold_and_runs_collapse_on_that_side():
@@ -212,10 +221,11 @@ def test_x_is_indefinite_beyond_the_predicted_threshold_and_runs_collapse_on_tha
     padded = torch.nn.functional.pad(noise[some], (D - toy_linear.NOISY, 0))
     for k, negative in ((0.97 * low, False), (1.03 * low, True), (1.03 * high, True)):
         growth = toy_linear.growth_matrix(weight, x[some], x[some] + math.sqrt(k) * padded)
-        found = torch.linalg.eigvalsh(growth[-toy_linear.NOISY:, -toy_linear.NOISY:])
+        found = torch.linalg.eigvalsh(growth[-toy_linear.NOISY :, -toy_linear.NOISY :])
         assert (found[0] < 0) == negative and (found[-1] < 0) == (k > high)
-    runs = [toy_linear.Run(layers=1, k=k, start="orthogonal")
-            for k in (low / 4, low / 2, 1.5 * high, 2 * high)]
+    runs = [
+        toy_linear.Run(layers=1, k=k, start="orthogonal") for k in (low / 4, low / 2, 1.5 * high, 2 * high)
+    ]
     _, histories = toy_linear.train(runs, args)
     for run in runs:
         sigma = toy_linear.block(histories[run][:, 0])
@@ -224,11 +234,17 @@ def test_x_is_indefinite_beyond_the_predicted_threshold_and_runs_collapse_on_tha
 
 # -------------------------------------------------------------------------------------------------- script
 
+
 def test_runs_do_not_disturb_each_other():
     """A run's weights are the same alone and in a batch with other losses, depths, ReLU and penalties."""
     both = (False, True)
-    runs = [toy_linear.Run(loss, n, werank=werank, relu=relu and loss == "InfoNCE")
-            for loss in toy_linear.LOSSES for n in (1, 2, 3) for werank in both for relu in both]
+    runs = [
+        toy_linear.Run(loss, n, werank=werank, relu=relu and loss == "InfoNCE")
+        for loss in toy_linear.LOSSES
+        for n in (1, 2, 3)
+        for werank in both
+        for relu in both
+    ]
     _, together = toy_linear.train(runs, settings(steps=5))
     for run in runs[::3]:
         _, alone = toy_linear.train([run], settings(steps=5))
@@ -245,8 +261,8 @@ def test_a_batch_has_no_point_twice_and_one_view_without_noise():
         for seed in range(2):
             assert len(set(torch.cat([x[seed, :, 0] for x, _ in drawn]).tolist())) == 900
         assert all(noise[0].abs().max() == 0 for _, noise in drawn)
-        assert all(noise[1, ..., :-toy_linear.NOISY].abs().max() == 0 for _, noise in drawn)
-        assert abs(torch.cat([noise[1, ..., -toy_linear.NOISY:] for _, noise in drawn]).std() - 1) < 0.05
+        assert all(noise[1, ..., : -toy_linear.NOISY].abs().max() == 0 for _, noise in drawn)
+        assert abs(torch.cat([noise[1, ..., -toy_linear.NOISY :] for _, noise in drawn]).std() - 1) < 0.05
 
 
 def test_relu_stands_between_a_run_s_own_layers_only():
@@ -264,10 +280,10 @@ def test_relu_stands_between_a_run_s_own_layers_only():
 def test_first_step_is_the_gradient_of_the_mean_loss():
     args = settings(steps=1)
     _, histories = toy_linear.train([toy_linear.Run(layers=2, k=0.5)], args)
-    (before, after), = (history[:, 0] for history in histories.values())
+    ((before, after),) = (history[:, 0] for history in histories.values())
     x, noise = (part for part in next(toy_linear.batches(args, toy_linear.data(args))))
     w, x1 = before.double().requires_grad_(), x[0].double()
-    gradient, = torch.autograd.grad(summed_loss(w, x1, x1 + math.sqrt(0.5) * noise[1, 0].double()) / 128, w)
+    (gradient,) = torch.autograd.grad(summed_loss(w, x1, x1 + math.sqrt(0.5) * noise[1, 0].double()) / 128, w)
     assert (after - (before - 0.1 * gradient)).abs().max() < 1e-5
 
 
@@ -283,15 +299,27 @@ def test_full_batch_and_mini_batch_give_the_same_picture():
         assert (mini.log() - full.log()).abs().median() < 0.25
 
 
-@pytest.mark.parametrize("arguments, names", [
-    (("T9",), "T9"), (("T1", "--k", -1), "--k"), (("--k", "nan"), "--k"), (("T4", "--layers", 0), "--layers"),
-    (("T1", "--layers", 3), "--layers"), (("--steps", 0), "--steps"), (("--seeds", 0), "--seeds"),
-    (("--lr", 0), "--lr"), (("T1", "--lr", 1e5, "--steps", 50, "--seeds", 1), "--lr"),
-    (("T7", "--lr", 100, "--steps", 50), "--lr"), (("--full-batch", "--batch", 9), "--batch"),
-    (("--batch", 1), "--batch"), (("--out", "/dev/null/x"), "--out")])
+@pytest.mark.parametrize(
+    "arguments, names",
+    [
+        (("T9",), "T9"),
+        (("T1", "--k", -1), "--k"),
+        (("--k", "nan"), "--k"),
+        (("T4", "--layers", 0), "--layers"),
+        (("T1", "--layers", 3), "--layers"),
+        (("--steps", 0), "--steps"),
+        (("--seeds", 0), "--seeds"),
+        (("--lr", 0), "--lr"),
+        (("T1", "--lr", 1e5, "--steps", 50, "--seeds", 1), "--lr"),
+        (("T7", "--lr", 100, "--steps", 50), "--lr"),
+        (("--full-batch", "--batch", 9), "--batch"),
+        (("--batch", 1), "--batch"),
+        (("--out", "/dev/null/x"), "--out"),
+    ],
+)
 def test_bad_input_is_one_line_and_nothing_is_written(script, tmp_path, arguments, names):
     done = script("toy_linear.py", *arguments)
-    line, = done.err.splitlines()
+    (line,) = done.err.splitlines()
     assert done.returncode == 2 and line.startswith("toy_linear.py: error: ") and names in line
     assert not done.out
     assert not list(tmp_path.iterdir())
@@ -302,7 +330,8 @@ def test_a_tiny_run_draws_every_figure_and_leaves_the_full_results_alone(script,
     assert done.returncode == 0, done.err
     folder = tmp_path / "runs/toy-quick"
     assert {p.stem for p in folder.glob("*.png")} == {f"toy-directclr-{n}" for n in (3, 5, 6, 11)} | {
-        f"toy-werank-{n}" for n in (1, 2, 3, 4, 5)}
+        f"toy-werank-{n}" for n in (1, 2, 3, 4, 5)
+    }
     assert not (tmp_path / "figures").exists() and not (tmp_path / "results").exists()
     found = json.loads((folder / "toy.json").read_text())
     assert set(toy_linear.EXPERIMENTS) < set(found) and set(found["claims"]) == {"C1", "C2", "C3", "C4", "C5"}
@@ -310,8 +339,9 @@ def test_a_tiny_run_draws_every_figure_and_leaves_the_full_results_alone(script,
 
 
 def test_one_experiment_with_changes(script, tmp_path):
-    done = script("toy_linear.py", "T4", "--layers", 6, "--steps", 5, "--seeds", 2, "--public-code",
-                  "--out", "mine")
+    done = script(
+        "toy_linear.py", "T4", "--layers", 6, "--steps", 5, "--seeds", 2, "--public-code", "--out", "mine"
+    )
     assert done.returncode == 0, done.err
     found = json.loads((tmp_path / "mine/toy.json").read_text())
     assert len(found["T4"]) == 18 and "T1" not in found

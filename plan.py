@@ -1,0 +1,149 @@
+"""The run plan behind the Makefile's tables: which runs are done, how long others take, what a budget fits.
+
+    make plan                     the rows of the tables, done or not, minutes left
+    make table2 BUDGET=9m         starts only what will finish within 9 minutes, and says what is next
+
+    python plan.py list results/short/cifar10/simclr/seed0.json …
+    python plan.py run results/short/cifar10/simclr/seed0.json -- python simclr.py --epochs 50 …
+
+`run` trains in runs/<scale>/<dataset>/<row>/seed<k> and copies its result.json to the name given. DEADLINE in
+the environment (seconds since 1970) is a budget's end: a run starts only if it will end before, by the pace
+of earlier runs of its scale; without any it starts, and is stopped (SIGTERM) at the end, to be continued.
+"""
+import argparse
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+
+def folder_of(result):
+    """runs/a/b of results/a/b.json, the folder in which that result is made."""
+    return Path("runs", name_of(result))
+
+
+def name_of(result):
+    """a/b of results/a/b.json."""
+    return "/".join(result.with_suffix("").parts[1:])
+
+
+def read(file):
+    """What a JSON file holds, or nothing where it is absent or damaged."""
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def epochs_done(folder):
+    """The lines of metrics.jsonl, one per epoch."""
+    try:
+        return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    except (OSError, ValueError):
+        return []
+
+
+def pace(scale):
+    """(seconds of an epoch, of all the rest of a run, epochs) of this scale's runs in runs/ on the device used
+    last, or None. The first epoch, which compiles, counts to the rest."""
+    runs = []
+    for config in Path("runs", scale).glob("*/*/seed*/config.json"):
+        folder, content = config.parent, read(config)
+        times = [0.0, *(line["seconds"] for line in epochs_done(folder))]
+        epoch = [b - a for a, b in pairwise(times)]
+        if epoch and content:
+            steady = statistics.median(epoch[1:] or epoch)
+            finished, rest = folder / "result.json", None
+            if finished.exists():
+                rest = finished.stat().st_mtime - config.stat().st_mtime - steady * len(epoch)
+            epochs = content["arguments"]["epochs"]
+            runs.append((config.stat().st_mtime, content["device"], steady, rest, epochs))
+    if not runs:
+        return None
+    runs.sort(key=lambda run: run[0])
+    same = [run for run in runs if run[1] == runs[-1][1]]
+    rests = [rest for *_, rest, _ in same if rest is not None]  # of a run that was interrupted it is too long
+    return statistics.median(run[2] for run in same), max(0, min(rests, default=60)), same[-1][4]
+
+
+def seconds_left(result, known):
+    """What the run of this result still needs by the pace known, 0 where it is done, None without a pace."""
+    if result.exists():
+        return 0
+    if known is None:
+        return None
+    epoch, rest, epochs = known
+    return epoch * max(0, epochs - len(epochs_done(folder_of(result)))) + rest
+
+
+def minutes(seconds):
+    return "?" if seconds is None else f"{seconds / 60:.1f}"
+
+
+def show(results, brief):
+    """Prints the plan, or (brief) the line that ends a make: what is done, what is next."""
+    known = {scale: pace(scale) for scale in {result.parts[1] for result in results}}
+    left = {result: seconds_left(result, known[result.parts[1]]) for result in results}
+    waiting = [result for result in results if not result.exists()]
+    unknown = None if None in left.values() else sum(left.values())
+    if not brief:
+        for result in results:
+            epochs = len(epochs_done(folder_of(result)))
+            state = "done" if result.exists() else f"epoch {epochs}" if epochs else "-"
+            print(f"{name_of(result):48} {state:>10} {minutes(left[result]):>8} min")
+    line = f"{len(results) - len(waiting)} of {len(results)} runs done"
+    if waiting:
+        needs = f"which needs {minutes(left[waiting[0]])} min; all need {minutes(unknown)} min"
+        line += f"; next {name_of(waiting[0])}, {needs}"
+    print(line + ("" if unknown is not None or not waiting else " (no run of this scale has been timed yet)"))
+
+
+def train(result, command):
+    """Runs the command unless the budget says no, and puts its result where it belongs; the exit code."""
+    deadline = float(os.environ.get("DEADLINE") or "inf")
+    needed = seconds_left(result, pace(result.parts[1])) or 0
+    if time.time() + needed > deadline or time.time() + 5 > deadline:
+        return 0  # the line at the end says what is next
+    process = subprocess.Popen(command)
+    for number in (signal.SIGINT, signal.SIGTERM):  # the run gets them too, saves, and says how it ended
+        signal.signal(number, lambda n, _: process.send_signal(n) if n == signal.SIGTERM else None)
+    try:
+        code = process.wait(None if deadline == float("inf") else max(0.1, deadline - time.time()))
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        process.wait()
+        return 0
+    if code:
+        print(f"plan.py: {name_of(result)} ended with exit code {code}: {' '.join(command)}", file=sys.stderr)
+        return code if code > 0 else 128 - code
+    result.parent.mkdir(parents=True, exist_ok=True)
+    temporary = result.with_suffix(f".{os.getpid()}.tmp")
+    shutil.copyfile(folder_of(result) / "result.json", temporary)
+    os.replace(temporary, result)
+    return 0
+
+
+def main():
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    actions = parser.add_subparsers(dest="action", required=True)
+    listing, running = actions.add_parser("list"), actions.add_parser("run")
+    listing.add_argument("--brief", action="store_true", help="only the last line")
+    listing.add_argument("results", nargs="+", type=Path)
+    running.add_argument("result", type=Path)
+    running.add_argument("command", nargs=argparse.REMAINDER, help="-- and what makes the result")
+    args = parser.parse_args()
+    if args.action == "list":
+        show(args.results, args.brief)
+    else:
+        sys.exit(train(args.result, [word for word in args.command if word != "--"]))
+
+
+if __name__ == "__main__":
+    main()
