@@ -99,9 +99,11 @@ def _read_npz(path):
     for split in ("train", "test"):
         x, y = arrays[f"x_{split}"], arrays[f"y_{split}"]
         if x.dtype != np.uint8 or x.shape[1:] != (*arrays["x_train"].shape[1:3], 3) or 0 in x.shape:
-            raise UserError(f"{path}: x_{split} must be uint8 (N, H, W, 3), not {x.dtype} {x.shape}")
+            raise UserError(f"{path}: x_{split} must be uint8 (N, H, W, 3), H and W those of x_train, "
+                            f"not {x.dtype} {x.shape}")
         if y.dtype.kind not in "iu" or y.shape != x.shape[:1] or y.min() < (-1 if split == "train" else 0):
-            raise UserError(f"{path}: y_{split} must be {len(x)} labels 0, 1 …, not {y.dtype} {y.shape}")
+            raise UserError(f"{path}: y_{split} must be {len(x)} integers >= 0 (-1 in y_train: no label), "
+                            f"not {y.dtype} {y.shape} from {y.min() if y.size else None}")
     labels = 1 + int(max(arrays["y_train"].max(), arrays["y_test"].max()))
     classes = arrays.setdefault("classes", np.arange(labels if labels < 2 ** 16 else 0))
     if arrays["y_train"].max() < 0 or classes.ndim != 1 or len(classes) < labels:
@@ -201,9 +203,11 @@ def shapes(train=5000, test=1000, seed=0):
 
 
 def subset(data, size):
-    """`data` with `size` training images, the first of each class in equal numbers, or UserError."""
+    """`data` with `size` training images, the first of each class, in numbers that differ by 1 at most."""
     keep = torch.zeros(len(data.y_train), dtype=torch.bool)
     labels = data.y_train[data.y_train >= 0].unique().tolist()
+    if size < len(labels):
+        raise UserError(f"--train-size {size} is less than the {len(labels)} classes")
     for i, label in enumerate(labels):
         count = size // len(labels) + (i < size % len(labels))
         of_class = (data.y_train == label).nonzero()[:, 0]
@@ -321,11 +325,13 @@ class Augment:
     def __init__(self, size, scale=(0.08, 1.0), flip=0.5, jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=0.8,
                  grey_p=0.2, blur_p=0.0, solarize_p=0.0, mean=IMAGENET_MEAN, std=IMAGENET_STD):
         if size < 1 or not 0 < scale[0] <= scale[1] <= 1:
-            raise UserError(f"a crop needs a size >= 1 and a scale 0 < low <= high <= 1, not {size}, {scale}")
+            raise UserError(f"a crop needs a size >= 1, not {size}, and a scale (--crop-scale) "
+                            f"0 < low <= high <= 1, not {scale}")
         if len(jitter) != 4 or not all(0 <= strength < math.inf for strength in jitter) or jitter[3] > 0.5:
-            raise UserError(f"jitter is four numbers >= 0, the last (hue) at most 0.5, not {jitter}")
+            raise UserError(f"jitter (--jitter) is four numbers >= 0, the last (hue) <= 0.5, not {jitter}")
         if not all(0 <= p <= 1 for p in (flip, jitter_p, grey_p, blur_p, solarize_p)):
-            raise UserError(f"not all probabilities: {flip}, {jitter_p}, {grey_p}, {blur_p}, {solarize_p}")
+            raise UserError(f"flip {flip}, jitter_p {jitter_p}, grey_p {grey_p}, blur_p {blur_p}, solarize_p "
+                            f"{solarize_p} (--grey-p …) are not all probabilities")
         self.size, self.scale, self.flip, self.jitter, self.jitter_p = size, scale, flip, jitter, jitter_p
         self.grey_p, self.blur_p, self.solarize_p, self.mean, self.std = grey_p, blur_p, solarize_p, mean, std
         self.crop = resized_crop
@@ -336,6 +342,8 @@ class Augment:
         self.crop, *self.colour = (torch.compile(operation) for operation in (self.crop, *self.colour))
 
     def __call__(self, x, generator=None):
+        if x.dtype != torch.uint8 or x.ndim != 4 or x.shape[1] != 3 or 0 in x.shape:
+            raise UserError(f"Augment takes uint8 (B, 3, H, W), not {x.dtype} {tuple(x.shape)}")
         return self.apply(x, **self.draw(*x.shape[::2], x.shape[3], x.device, generator))
 
     def draw(self, n, height, width, device="cpu", generator=None):
@@ -451,7 +459,7 @@ def projector(kind, dim, hidden=None, out=128, rank=None):
     if kind not in PROJECTORS:
         raise UserError(f"projector {kind!r} is none of {', '.join(PROJECTORS)}")
     if min(dim, hidden, out) < 1 or not 0 < rank <= dim:
-        raise UserError(f"no projector of {dim} dimensions has hidden = {hidden}, out = {out}, rank = {rank}")
+        raise UserError(f"hidden {hidden}, out {out} must be >= 1, rank (--rank) {rank} from 1 to {dim}")
     if kind == "none":
         return nn.Identity()
     if kind == "mlp":
@@ -485,7 +493,7 @@ def _full_precision(*tensors):
 
 
 def info_nce(z1, z2, temperature=0.2, cross_view=False):
-    """InfoNCE of the embeddings z1, z2 (B, m) of two views: a scalar, in float32 whatever the autocast.
+    """InfoNCE of the embeddings z1, z2 (B, m) of two views: a scalar, at least float32 whatever the autocast.
 
     cross_view=False: 2B anchors, the positive is the other view, 2B - 2 negatives (SimCLR; LL eq. 1 with the
     logarithm and the temperature that its typesetting lost; SparseHead eq. 2). cross_view=True: B - 1
@@ -580,7 +588,7 @@ def last_layer(encoder, projector, on="auto"):
     projector without one: none, fixed, orthogonal (held so), diagonal."""
     linears = _trained_linears(projector)
     if on not in ("auto", "encoder", "projector") or on == "projector" and not linears:
-        raise UserError("--reg-on projector and --reg sparsehead need --projector mlp or linear")
+        raise UserError("--reg-on projector, --reg sparsehead need a projector with a trained linear layer")
     return linears[-1] if linears and on != "encoder" else last_convolution(encoder)[0]
 
 
@@ -626,7 +634,8 @@ def number(kind, low, high=2 ** 20):
 
 def arguments(doc):
     """A parser with the arguments that every method has; `doc` is the script's docstring."""
-    parser = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(description=doc.replace("%", "%%"), allow_abbrev=False,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument_group("data").add_argument
     add("--dataset", default="cifar10", help="cifar10, cifar100, stl10, shapes, .npz, folder (cifar10)")
     add("--data-dir", default="data", help="where the named sets are, and are downloaded to (data)")
@@ -881,6 +890,11 @@ def representations(encoder, data):
     return train_h, data.y_train[labelled], test_h, data.y_test
 
 
+def _check_features(train_h, train_y, test_h, test_y):
+    if not all(h.isfinite().all() for h in (train_h, test_h)) or min(train_y.min(), test_y.min()) < 0:
+        raise UserError("features must be finite, labels 0, 1 …: leave unlabelled images out")
+
+
 @torch.no_grad()
 def knn_accuracy(train_h, train_y, test_h, test_y, k=200, temperature=0.1):
     """Percent of test_h (M, D) whose label (M,) the k (all, if fewer) most cosine-similar of train_h predict.
@@ -888,7 +902,9 @@ def knn_accuracy(train_h, train_y, test_h, test_y, k=200, temperature=0.1):
     Neighbours vote with weight exp(similarity / temperature) (InstDisc, lightly); temperature=None: each has
     one vote, and a tie goes to the class with the nearest neighbour.
     """
+    _check_features(train_h, train_y, test_h, test_y)
     train_h, test_h = (F.normalize(h, dim=1) for h in _full_precision(train_h, test_h))
+    train_y, test_y = train_y.long(), test_y.long()
     k, classes, correct = min(k, len(train_h)), int(max(train_y.max(), test_y.max())) + 1, 0
     for h, y in zip(test_h.split(512), test_y.split(512)):
         similarity, index = (h @ train_h.T).topk(k)
@@ -923,6 +939,8 @@ def linear_probe(train_h, train_y, test_h, test_y):
     Deterministic, float64, on standardised features; the L2 penalty is that of 1e-1 … 1e-5 that predicts a
     tenth of the training images best from the others.
     """
+    _check_features(train_h, train_y, test_h, test_y)
+    train_h, train_y, test_h, test_y = train_h.detach(), train_y.long(), test_h.detach(), test_y.long()
     mean, std = train_h.double().mean(0), train_h.double().std(0, correction=0)
     train_h, test_h = ((h.double() - mean) / std.where(std > 1e-8, 1) for h in (train_h, test_h))
     classes = int(max(train_y.max(), test_y.max())) + 1
@@ -1042,7 +1060,10 @@ def open_run(args, name):
     out = args.out or Path("runs") / f"{Path(args.dataset).stem}-{name}-seed{args.seed}"
     arguments = {k: v for k, v in vars(args).items() if k not in ("out", "resume", "overwrite", "data_dir")}
     config = json.loads(json.dumps({"script": Path(sys.argv[0]).name, "name": name, "arguments": arguments}))
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out} can't be made ({brief(error)})") from None
     _lock(out)
     entries, config_file, checkpoint = set(out.iterdir()), out / "config.json", out / "checkpoint.pt"
     temporary = {path for file in RUN_FILES for path in out.glob(f"{file}.*.tmp")}  # what a kill cut short

@@ -50,8 +50,8 @@ def epochs_done(folder):
 
 
 def pace(scale):
-    """(seconds of an epoch, of all the rest of a run, epochs) of this scale's runs in runs/ on the device used
-    last, or None. The first epoch, which compiles, counts to the rest."""
+    """(seconds of an epoch, of all the rest of a run, epochs) of this scale's runs in runs/, on the device of
+    the latest, or None. The first epoch, which compiles, counts to the rest."""
     runs = []
     for config in Path("runs", scale).glob("*/*/seed*/config.json"):
         folder, content = config.parent, read(config)

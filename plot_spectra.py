@@ -5,10 +5,12 @@
     python plot_spectra.py runs/a --covariance --layer z -o figures/a.png  covariance (LL fig. 2)
     python plot_spectra.py encoder.pth --dataset cifar10 -o figures/a.png  a checkpoint from elsewhere
 
-A run is its folder or its result.json. A checkpoint (.pt, .pth) holds the state dict of a torchvision-named
-ResNet-18, -34 or -50 of either stem and any width, itself or under the keys and prefixes that are in use.
+A run is its folder or its result.json; unfinished runs are left out. Any other file is a checkpoint: the
+state dict of a torchvision-named ResNet-18, -34 or -50 of either stem and any width, itself or under the keys
+and prefixes that are in use.
 """
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +32,8 @@ def load_encoder(path):
         with torch.serialization.safe_globals([argparse.Namespace]):  # official checkpoints carry arguments
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - anything may be in a file
-        raise common.UserError(f"{path} is not a checkpoint of tensors ({common.brief(error)})") from None
+        what = f"{type(error).__name__}; of a whole model save model.state_dict()"
+        raise common.UserError(f"{path} is not a checkpoint of tensors ({what})") from None
     for _ in range(3):  # keys may be nested
         state = state if isinstance(state, dict) else {}
         state = next((state[key] for key in KEYS if isinstance(state.get(key), dict)), state)
@@ -42,7 +45,10 @@ def load_encoder(path):
     names = {".".join(key.split(".")[:2]) for key in weights if key.startswith("layer")}
     blocks = tuple(sum(name.startswith(f"layer{stage}.") for name in names) for stage in (1, 2, 3, 4))
     depth = {((2, 2, 2, 2), False): 18, ((3, 4, 6, 3), False): 34, ((3, 4, 6, 3), True): 50}
-    arch = f"resnet{depth.get((blocks, 'layer1.0.conv3.weight' in weights))}"
+    shape = blocks, "layer1.0.conv3.weight" in weights
+    if shape not in depth:
+        raise common.UserError(f"{path} is not a ResNet-18, -34 or -50")
+    arch = f"resnet{depth[shape]}"
     width, _, kernel, _ = weights["conv1.weight"].shape
     try:
         encoder = common.resnet(arch, "cifar" if kernel == 3 else "imagenet", width)
@@ -60,7 +66,7 @@ def load_encoder(path):
 
 def read(path, args):
     """(label, what result.json holds of a layer's statistics) of a run or a checkpoint."""
-    if path.suffix in (".pt", ".pth"):
+    if path.is_file() and path.suffix != ".json":
         if not args.dataset:
             raise common.UserError(f"{path} is a checkpoint: --dataset must name images for its spectrum")
         encoder = load_encoder(path)
@@ -150,8 +156,8 @@ def draw_covariance(runs, layer):
 
 def main():
     parser = common.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, help="run folders, result.json, .pt, .pth")
-    parser.add_argument("--layer", choices=common.LAYERS, default="h", help="(h)")
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders, result.json, checkpoints")
+    parser.add_argument("--layer", choices=common.LAYERS, help="(h)")
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--norms", action="store_true", help="weight-row norms against variance")
     kind.add_argument("--covariance", action="store_true", help="heat map of the layer's covariance")
@@ -160,9 +166,17 @@ def main():
     parser.add_argument("--data-dir", default="data", help="(data)")
     parser.add_argument("--image-size", type=common.number(int, 8), help="pixels; an image folder needs it")
     args = parser.parse_args()
+    if args.norms and args.layer:
+        raise common.UserError("--norms has no --layer: it shows the last convolution and h")
+    args.layer = args.layer or "h"
     if args.out.suffix not in (".png", ".pdf", ".svg"):
         raise common.UserError(f"-o {args.out} must end in .png, .pdf or .svg")
-    runs = list(distinct([read(path, args) for path in args.runs]))
+    unfinished = [run for run in args.runs if (run / "config.json").exists() > (run / "result.json").exists()]
+    if unfinished:
+        print("left out, not finished:", *unfinished, file=sys.stderr)
+    if len(unfinished) == len(args.runs):
+        raise common.UserError("none of these runs is finished: continue them with --resume")
+    runs = list(distinct([read(path, args) for path in args.runs if path not in unfinished]))
     for label, result in runs:
         if not args.norms and result["spectra"][args.layer] is None:
             raise common.UserError(f"{label} has no layer {args.layer}")

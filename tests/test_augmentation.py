@@ -211,3 +211,9 @@ def test_off_means_unchanged():
 def test_values_that_make_no_sense_are_refused(bad):
     with pytest.raises(common.UserError):
         common.Augment(**{"size": 32, **bad})
+
+
+@pytest.mark.parametrize("shape, dtype", [((2, 3, 8, 8), torch.float32), ((2, 8, 8, 3), torch.uint8)])
+def test_images_that_are_not_uint8_or_have_another_shape_are_refused(shape, dtype):
+    with pytest.raises(common.UserError, match="uint8"):
+        common.Augment(8)(torch.zeros(shape, dtype=dtype))

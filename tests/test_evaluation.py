@@ -113,6 +113,17 @@ def test_linear_probe_chooses_the_penalty_that_predicts_best():
         assert accuracy[right] > accuracy[wrong] + 5 and chosen > accuracy[right] - 2
 
 
+def test_features_that_are_not_finite_and_labels_below_0_are_refused():
+    h, y = torch.randn(20, 4), torch.arange(20) % 2
+    for method in (common.knn_accuracy, common.linear_probe):
+        for bad_h, bad_y in ((h * math.nan, y), (h / 0, y), (h, y - 1)):
+            for arguments in ((bad_h, bad_y, h, y), (h, y, bad_h, bad_y)):
+                with pytest.raises(common.UserError, match="finite"):
+                    method(*arguments)
+        graph = h.clone().requires_grad_()
+        assert method(graph, y.int(), h, y.byte()) == method(h, y, h, y)
+
+
 def test_linear_probe_takes_few_classes_few_images_and_dead_dimensions():
     h = torch.randn(12, 5)
     h[:, 2] = 0

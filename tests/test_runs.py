@@ -236,15 +236,16 @@ REFUSED = {
     "--no-projector --projector mlp": "--projector",
     "--no-projector --hidden 8": "--hidden",
     "--rank 8": "--rank",
-    "--projector lowrank --rank 33": "rank",
+    "--projector lowrank --rank 33": "--rank",
     "--projector diagonal --embedding 9": "--embedding",
     "--resume --overwrite": "--resume",
     "--batch-size 97": "--batch-size",
     "--train-size 98": "--train-size",
     "--train-size 31": "--batch-size",
-    "--crop-scale 0 1": "scale",
+    "--crop-scale 0 1": "--crop-scale",
     "--crop-scale 0.9 0.1": "scale",
-    "--jitter 1 1 1 1": "jitter",
+    "--jitter 1 1 1 1": "--jitter",
+    "--train-size 3": "--train-size",
     "--grey-p 2": "probabilit",
     "--blur-p nan": "probabilit",
     "--dataset nowhere": "nowhere",
@@ -331,6 +332,15 @@ def test_figures_of_runs_and_of_checkpoints_from_elsewhere(whole, script, tiny, 
         torch.save(content, tmp_path / name)
     done = script("plot_spectra.py", *files, whole / "checkpoint.pt", "--dataset", tiny, "-o", "figure.pdf")
     assert done.returncode == 0 and (tmp_path / "figure.pdf").exists(), done.err
+
+
+def test_unfinished_runs_are_left_out_of_a_figure(whole, script, tmp_path):
+    (tmp_path / "half").mkdir()
+    shutil.copy(whole / "config.json", tmp_path / "half")
+    done = script("plot_spectra.py", "half", whole, "-o", "figure.png")
+    assert done.returncode == 0 and "not finished: half" in done.err and (tmp_path / "figure.png").exists()
+    done = script("plot_spectra.py", "half", "-o", "other.png")
+    assert done.returncode == 2 and not (tmp_path / "other.png").exists()
 
 
 def test_a_checkpoints_spectrum_is_that_of_its_encoder(whole, script, tiny, tmp_path):
