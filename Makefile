@@ -8,7 +8,7 @@ TOOLS := $(VENV)/tools.installed
 endif
 
 # What all three runs of the demo share: about 50 s each on 2 cores.
-DEMO := --dataset shapes --width 8 --epochs 8 --crop-scale 0.5 1 --resume
+DEMO := --dataset shapes --image-size 24 --width 8 --epochs 14 --crop-scale 0.3 1 --resume
 DEMO_RUNS := simclr noproj noproj-lastlayer
 
 demo: $(DEMO_RUNS:%=runs/demo-%/result.json) runs/toy-quick/toy.json  ## (default) three SimCLR rows and a quick look at the toy models

@@ -179,7 +179,7 @@ def shapes(train=5000, test=1000, seed=0):
         return rng.uniform(low, high, (n, *(shape or (1, 1)))).astype(np.float32)
 
     turn, radius = uniform(-np.pi, np.pi), uniform(0.4, 0.6)
-    u0, v0 = uniform(-0.5, 0.5), uniform(-0.5, 0.5)
+    u0, v0 = uniform(-0.4, 0.4), uniform(-0.4, 0.4)
     axis = np.linspace(-1, 1, 2 * size, dtype=np.float32)
     mask = np.empty((n, size, size, 1), dtype=np.float32)
     for label, inside in enumerate(draw.values()):
@@ -189,13 +189,13 @@ def shapes(train=5000, test=1000, seed=0):
         drawn = inside(u, v, np.hypot(u, v), np.arctan2(v, u))
         mask[i] = drawn.reshape(-1, size, 2, size, 2).mean((2, 4))[..., None]  # antialiased
     # Vivid colours would tell images apart so well that nothing else is learnt: a grey contrast with a tint.
-    contrast = uniform(0.25, 0.4, 1, 1, 1) * np.sign(uniform(-1, 1, 1, 1, 1))
-    middle = uniform(0.3, 0.7, 1, 1, 1)
+    contrast = uniform(0.15, 0.35, 1, 1, 1) * np.sign(uniform(-1, 1, 1, 1, 1))
+    middle = uniform(0.2, 0.8, 1, 1, 1)
     ground, shape = (middle + c + uniform(-0.1, 0.1, 1, 1, 3) for c in (-contrast, contrast))
     axis = axis[::2]
     for _ in range(2):  # two waves as a texture
         wave = np.sin(uniform(-9, 9) * axis + uniform(-9, 9) * axis[:, None] + uniform(0, 6.3))
-        ground = ground + 0.1 * wave[..., None]
+        ground = ground + 0.05 * wave[..., None]
     x = ground + mask * (shape - ground) + 0.04 * rng.standard_normal(ground.shape, dtype=np.float32)
     x = (x.clip(0, 1) * 255).round().astype(np.uint8)
     split = {"x_train": x[:train], "y_train": y[:train], "x_test": x[train:], "y_test": y[train:]}
