@@ -59,7 +59,7 @@ part = $(word $1,$(subst /, ,$*))
 row = $(firstword $(foreach reg,lastlayer werank,$(if $(filter %-$(reg),$(call part,3)),$(patsubst %-$(reg),%,$(call part,3)))) $(call part,3))
 reg = $(patsubst $(row)-%,%,$(filter-out $(row),$(call part,3)))
 results/%.json: | $(READY)
-	$(PY) plan.py run $@ -- $(PY) $($(row)) $(if $(reg),--reg $(reg)) $($(SCALE)) --dataset $(call part,2) \
+	@$(PY) plan.py run $@ -- $(PY) $($(row)) $(if $(reg),--reg $(reg)) $($(SCALE)) --dataset $(call part,2) \
 		--data-dir $(DATA) --seed $(patsubst seed%,%,$(call part,4)) --out runs/$* --resume
 
 ifeq ($(filter $(SCALE),paper short mini),)

@@ -110,6 +110,7 @@ def train(result, command):
     needed = seconds_left(result, pace(result.parts[1])) or 0
     if time.time() + needed > deadline or time.time() + 5 > deadline:
         return 0  # the line at the end says what is next
+    print(f"{name_of(result)}: {' '.join(command)}", flush=True)
     process = subprocess.Popen(command)
     for number in (signal.SIGINT, signal.SIGTERM):  # the run gets them too, saves, and says how it ended
         signal.signal(number, lambda n, _: process.send_signal(n) if n == signal.SIGTERM else None)
