@@ -198,7 +198,7 @@ def bench_evaluation(args):
             lightly_knn(block, bank, y)
 
     knn = {"ours": lambda: common.knn_accuracy(h, y, test_h, test_y), "lightly": lightly}
-    took = by_turns(knn, 3, warm=1 if CUDA else 0)
+    took = by_turns(knn, 5, warm=1)
     yield "kNN-200, 50,000 x 10,000 x 512", took["ours"], "s", -1.0 if CUDA else None
     yield "kNN-200 / lightly's knn_predict", took["ours"] / took["lightly"], "x", -1.0
     probe = seconds(lambda: common.linear_probe(h, y, test_h, test_y))
