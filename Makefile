@@ -42,11 +42,12 @@ constant-mini := 4
 
 simclr := simclr.py
 noproj := simclr.py --no-projector
+directclr := directclr.py
 cs = simclr.py --no-projector --fixed-dims $(constant-$(SCALE))
 
 with-penalties = $(foreach row,$1,$(row) $(row)-lastlayer $(row)-werank)
 runs = $(foreach k,$(SEEDS),$(foreach data,$(DATASETS),$(1:%=results/$(SCALE)/$(data)/%/seed$k.json)))
-TABLE2 = $(call runs,$(call with-penalties,simclr noproj cs))
+TABLE2 = $(call runs,$(call with-penalties,simclr noproj directclr cs))
 
 table2: $(TABLE2)  ## LL table 2; SCALE=paper|short|mini SEEDS="0 1 2" DATASETS=... DATA=<folder> BUDGET=9m
 	@$(PY) plan.py list --brief $^

@@ -526,6 +526,16 @@ def info_nce_euclidean(z1, z2):
         return (logits.logsumexp(-1) - positive).mean(-1)
 
 
+def barlow_twins(z1, z2, lambd=5e-3):
+    """Σ_i (1 - C_ii)² + lambd Σ_{i≠j} C_ij², C the cross-correlation over the batch of z1, z2 (B >= 2, m), each
+    dimension standardised by its biased variance, + 1e-5 as in the authors' BatchNorm (Barlow Twins eq. 1)."""
+    with torch.autocast(z1.device.type, enabled=False):
+        z1, z2 = ((z - z.mean(0)) / (z.var(0, correction=0) + 1e-5).sqrt() for z in _full_precision(z1, z2))
+        c = z1.T @ z2 / len(z1)
+        on_diagonal = c.diagonal()
+        return (1 - on_diagonal).square().sum() + lambd * (c.square().sum() - on_diagonal.square().sum())
+
+
 def vicreg(z1, z2, invariance=25.0, variance=25.0, covariance=1.0):
     """VICReg (Bardes et al. 2022) of z1, z2 (..., B >= 2, m): (...), invariance · mean (z1 - z2)² +
     variance · mean over views, d of max(0, 1 - √(Var z_d + 1e-4)) + covariance · Σ over views, i ≠ j of
@@ -754,11 +764,11 @@ def training_step(args, encoder, projector, loss):
     return step, model, opt, generator
 
 
-def fit(args, data, encoder, projector, loss, name):
+def fit(args, data, encoder, projector, loss, name, also=None):
     """Trains the modules to minimise loss(x1, x2), a scalar of two views, and evaluates them.
 
-    args: of a parser from `arguments`, after `prepare`. name: the row's. Returns what result.json holds. The
-    run's folder gets config.json, metrics.jsonl (a line an epoch), checkpoint.pt, encoder.pt (torchvision's
+    args: of a parser from `arguments`, after `prepare`. name: the row's. also: a function of `representations`
+    that gives further results. Returns what result.json holds. The run's folder gets config.json, metrics.jsonl (a line an epoch), checkpoint.pt, encoder.pt (torchvision's
     names) and result.json. Interrupted at any moment and continued with --resume, a run ends with the same
     weights, on a CPU bit for bit.
     """
@@ -846,7 +856,8 @@ def fit(args, data, encoder, projector, loss, name):
     with atomic_write(out / "encoder.pt") as file:
         torch.save({key: value.cpu().contiguous() for key, value in encoder.state_dict().items()}, file)
     best = max((line for line in metrics if "knn200" in line), key=lambda line: line["knn200"])
-    result = {"config": config, **evaluate(encoder, projector, data, frozen),
+    frozen = frozen or representations(encoder, data)
+    result = {"config": config, **evaluate(encoder, projector, data, frozen), **(also(*frozen) if also else {}),
               "best": {"knn200": best["knn200"], "epoch": best["epoch"]},
               "seconds": seconds, "images_per_second": args.epochs * images / seconds}
     write_json(out / "result.json", result)

@@ -16,7 +16,7 @@ import plan
 
 def make(folder, *arguments):
     shutil.copy(ROOT / "Makefile", folder)
-    for name in ("plan.py", "simclr.py", "common.py"):
+    for name in ("plan.py", "simclr.py", "directclr.py", "common.py"):
         if not (folder / name).exists():
             (folder / name).symlink_to(ROOT / name)
     command = ["make", f"PY={sys.executable}", *arguments]
@@ -36,12 +36,20 @@ def test_table_2_is_its_documented_runs_seed_by_seed(tmp_path):
         "noproj": "--no-projector",
         "noproj-lastlayer": "--no-projector --reg lastlayer",
         "noproj-werank": "--no-projector --reg werank",
+        "directclr": "",
+        "directclr-lastlayer": "--reg lastlayer",
+        "directclr-werank": "--reg werank",
         "cs": "--no-projector --fixed-dims 32",
         "cs-lastlayer": "--no-projector --fixed-dims 32 --reg lastlayer",
         "cs-werank": "--no-projector --fixed-dims 32 --reg werank",
     }
     expected = [
-        (f"results/short/{data}/{row}/seed{k}.json", f"simclr.py {flags} --epochs 50", data, k)
+        (
+            f"results/short/{data}/{row}/seed{k}.json",
+            f"{'directclr' if 'directclr' in row else 'simclr'}.py {flags} --epochs 50",
+            data,
+            k,
+        )
         for k in "03"
         for data in ("cifar10", "cifar100")
         for row, flags in rows.items()
@@ -120,10 +128,10 @@ def test_a_budget_stops_a_run_of_unknown_pace_and_the_next_make_continues_it(tmp
     short = "mini=--width 4 --batch-size 32 --eval-every 0 --epochs "
     cut = make(tmp_path, *rows, f"{short}4000", "BUDGET=15s")
     assert cut.returncode == 0, cut.stderr
-    assert re.search(r"0 of 9 runs done; next mini/cifar10/simclr/seed0, which needs \d", cut.stdout)
+    assert re.search(r"0 of 12 runs done; next mini/cifar10/simclr/seed0, which needs \d", cut.stdout)
     folder = tmp_path / "runs/mini/cifar10/simclr/seed0"
     assert (folder / "checkpoint.pt").exists() and not (folder / "result.json").exists()
     before = len((folder / "metrics.jsonl").read_text().splitlines())
     again = make(tmp_path, *rows, f"{short}4000", "BUDGET=15s")
-    assert again.returncode == 0 and "0 of 9" in again.stdout  # too long by the pace that is known now
+    assert again.returncode == 0 and "0 of 12" in again.stdout  # too long by the pace that is known now
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == before

@@ -1,0 +1,61 @@
+"""Barlow Twins with and without its projector, with a penalty on the weights in the projector's place.
+
+Reproduces LL figure 1b (spectra with and without projector) and SparseHead table 1 (Barlow Twins), with the
+recipe of SimCLR on CIFAR-10, as in lightly's benchmark.
+
+    python barlow.py                                            with projector, 2048 wide
+    python barlow.py --no-projector                             without
+    python barlow.py --no-projector --reg lastlayer             ‖WWᵀ - I‖² on the last convolution instead
+    python barlow.py --reg sparsehead                           SparseHead
+    python barlow.py --dataset shapes --width 8 --epochs 8      a first run: a minute on a CPU, no download
+"""
+import common
+
+
+def parse():
+    parser = common.arguments(__doc__)
+    count = common.number(int, 1)
+    group = parser.add_argument_group("projector, from h to z")
+    kind, add = group.add_mutually_exclusive_group(), group.add_argument
+    kind.add_argument("--projector", choices=("mlp", "linear", "none"), help="(mlp: Barlow Twins)")
+    kind.add_argument("--no-projector", dest="projector", action="store_const", const="none", help="z = h")
+    add("--hidden", type=count, help="hidden width of mlp (2048)")
+    add("--embedding", type=count, help="width of z of mlp and linear (2048)")
+    add = parser.add_argument_group("loss").add_argument
+    add("--lambd", type=common.number(float, 0), default=5e-3, help="of the off-diagonal (5e-3)")
+    args = parser.parse_args()
+    args.projector = args.projector or "mlp"
+    return args
+
+
+def check(args):
+    """Refuses arguments that make no sense together."""
+    uses = {"hidden": ("mlp",), "embedding": ("mlp", "linear")}
+    for flag, kinds in uses.items():
+        if getattr(args, flag) is not None and args.projector not in kinds:
+            raise common.UserError(f"--{flag} needs --projector {' or '.join(kinds)}, not {args.projector}")
+
+
+def row_name(args):
+    """The row of the papers' tables that these arguments are: barlow, barlow-noproj, barlow-sparsehead …"""
+    name = {"mlp": "barlow", "none": "barlow-noproj"}.get(args.projector, f"barlow-{args.projector}")
+    return name if args.reg == "none" else f"{name}-{args.reg}"
+
+
+def main():
+    args = parse()
+    check(args)
+    data = common.prepare(args)
+    encoder = common.resnet(args.arch, args.stem, args.width)
+    projector = common.projector(args.projector, encoder.dim, args.hidden or 2048, args.embedding or 2048)
+    penalty = common.regularizer(args, encoder, projector)
+
+    def loss(x1, x2):
+        z1, z2 = common.embed(encoder, projector, x1, x2)
+        return common.barlow_twins(z1, z2, args.lambd) + args.reg_weight * penalty()
+
+    common.fit(args, data, encoder, projector, loss, row_name(args))
+
+
+if __name__ == "__main__":
+    common.run(main)

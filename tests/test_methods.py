@@ -1,0 +1,113 @@
+"""DirectCLR and Barlow Twins: losses and subvectors against independent references, their scripts."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY_RUN
+
+import common
+from directclr import Subvector
+from simclr import ConstantSubvector
+
+
+def test_barlow_twins_is_its_double_loop_with_its_gradient():
+    generator = torch.Generator().manual_seed(0)
+    z1, z2 = (3 * torch.randn(2, 9, 5, generator=generator, dtype=torch.float64) + 1).requires_grad_()
+    value = common.barlow_twins(z1, z2, lambd=0.01).item()
+    a, b = ((z - z.mean(0)) / z.std(0) for z in (z1.detach().numpy(), z2.detach().numpy()))
+    expected = 0.0
+    for i in range(5):
+        for j in range(5):
+            c = np.mean(a[:, i] * b[:, j])
+            expected += (1 - c) ** 2 if i == j else 0.01 * c**2
+    assert value == pytest.approx(expected, rel=1e-5)
+    pair = torch.stack([z1, z2]).detach().requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: common.barlow_twins(z[0], z[1], 0.01), pair)
+    assert (
+        common.barlow_twins(z1, 2 * z1 + 3, 0.0).item() < 1e-9
+    )  # scale and shift of a dimension don't matter
+
+
+def test_directclr_lowrank_diagonal_and_a_subvector_of_zeros_are_one_loss_with_one_gradient():
+    torch.manual_seed(0)
+    projectors = (
+        Subvector(16, 6),
+        common.projector("lowrank-diagonal", 16, rank=6),
+        ConstantSubvector(10, 0.0),
+    )
+    h1, h2 = torch.randn(2, 8, 16)
+    values, gradients = [], []
+    for projector in projectors:
+        h = torch.stack([h1, h2]).requires_grad_()
+        loss = common.info_nce(projector(h[0]), projector(h[1]), 0.2)
+        loss.backward()
+        values.append(loss.item())
+        gradients.append(h.grad)
+    assert values == pytest.approx([values[0]] * 3, rel=1e-6)
+    for gradient in gradients[1:]:
+        torch.testing.assert_close(gradient, gradients[0], rtol=1e-5, atol=1e-7)
+    assert not gradients[0][:, :, 6:].any()
+
+
+def test_a_random_subvector_is_redrawn_a_fixed_one_is_not():
+    torch.manual_seed(0)
+    h, subvector = torch.arange(32.0).expand(2, -1), Subvector(32, 5)
+    assert torch.equal(subvector(h), h[:, :5])
+    drawn = set()
+    for _ in range(20):
+        subvector.redraw()
+        z = subvector(h)
+        assert torch.equal(z, subvector(h)) and len(z[0].unique()) == 5
+        drawn.add(tuple(z[0].tolist()))
+    assert len(drawn) == 20
+    assert torch.equal(subvector.eval()(h), h[:, :5])
+
+
+ROWS = {
+    "directclr.py": "directclr",
+    "directclr.py --subvector random --cross-view --temperature 0.1": "directclr-random",
+    "directclr.py --dim 9 --reg lastlayer": "directclr-d9-lastlayer",
+    "directclr.py --reg werank": "directclr-werank",
+    "barlow.py": "barlow",
+    "barlow.py --hidden 7 --embedding 9 --reg sparsehead": "barlow-sparsehead",
+    "barlow.py --no-projector --reg lastlayer": "barlow-noproj-lastlayer",
+    "barlow.py --projector linear --lambd 0.1 --reg werank": "barlow-linear-werank",
+}
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_every_kind_of_row_runs_and_has_its_name(row, tiny, script, tmp_path):
+    name, *arguments = row.split()
+    done = script(name, "--dataset", tiny, *TINY_RUN, "--epochs", 1, "--out", "run", *arguments)
+    assert done.returncode == 0, done.err
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["config"]["name"] == ROWS[row] and result["config"]["script"] == name
+    if name == "directclr.py":
+        assert result["dim"] == (9 if "--dim" in row else 6) == len(result["spectra"]["z"])
+        assert 0 <= result["subvector_linear_top1"] <= 100
+    else:
+        width = 9 if "embedding" in row else 32 if "no-projector" in row else 2048
+        assert len(result["spectra"]["z"]) == width
+
+
+@pytest.mark.parametrize(
+    "line, named",
+    [
+        ("directclr.py --dim 33", "--dim"),
+        ("directclr.py --dim 0", "--dim"),
+        ("directclr.py --subvector some", "--subvector"),
+        ("directclr.py --reg sparsehead", "--reg sparsehead"),
+        ("directclr.py --reg lastlayer --reg-on projector", "--reg-on"),
+        ("barlow.py --lambd -1", "--lambd"),
+        ("barlow.py --no-projector --hidden 8", "--hidden"),
+        ("barlow.py --projector orthogonal", "--projector"),
+        ("barlow.py --no-projector --reg sparsehead", "--reg sparsehead"),
+    ],
+)
+def test_bad_input_is_one_line_exit_code_2_and_nothing_written(line, named, tiny, script, tmp_path):
+    name, *arguments = line.split()
+    done = script(name, "--dataset", tiny, *TINY_RUN, *arguments)
+    assert done.returncode == 2 and len(done.err.splitlines()) == 1 and named in done.err
+    assert not list(tmp_path.iterdir())
