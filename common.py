@@ -527,8 +527,8 @@ def info_nce_euclidean(z1, z2):
 
 
 def barlow_twins(z1, z2, lambd=5e-3):
-    """Σ_i (1 - C_ii)² + lambd Σ_{i≠j} C_ij², C the cross-correlation over the batch of z1, z2 (B >= 2, m), each
-    dimension standardised by its biased variance, + 1e-5 as in the authors' BatchNorm (Barlow Twins eq. 1)."""
+    """Σ_i (1 - C_ii)² + lambd Σ_{i≠j} C_ij² (Barlow Twins eq. 1), C the cross-correlation of z1, z2 (B >= 2, m),
+    each dimension standardised by its biased variance (+ 1e-5, as the authors' BatchNorm)."""
     with torch.autocast(z1.device.type, enabled=False):
         z1, z2 = ((z - z.mean(0)) / (z.var(0, correction=0) + 1e-5).sqrt() for z in _full_precision(z1, z2))
         c = z1.T @ z2 / len(z1)
@@ -731,7 +731,7 @@ def deferred_signals():
             signal.signal(number, handler)
 
 
-def training_step(args, encoder, projector, loss):
+def training_step(args, encoder, projector, loss, modules=()):
     """(step, model, opt, generator): step(x) takes uint8 images (B, 3, H, W) through two views, loss(x1, x2),
     gradients and the optimiser, and returns the loss, which is still on its device.
 
@@ -744,7 +744,8 @@ def training_step(args, encoder, projector, loss):
     generator = torch.Generator(args.device).manual_seed(args.seed)
     augment = Augment(args.image_size, args.crop_scale, jitter=args.jitter, grey_p=args.grey_p,
                       blur_p=args.blur_p, solarize_p=args.solarize_p)
-    model = nn.ModuleDict({"encoder": encoder, "projector": projector}).to(args.device, memory_format=layout)
+    model = nn.ModuleDict({"encoder": encoder, "projector": projector, "others": nn.ModuleList(modules)})
+    model = model.to(args.device, memory_format=layout)
     opt = optimizer(args, [p for p in model.parameters() if p.requires_grad])
     if args.compile:
         augment.compile()
@@ -764,16 +765,17 @@ def training_step(args, encoder, projector, loss):
     return step, model, opt, generator
 
 
-def fit(args, data, encoder, projector, loss, name, also=None):
+def fit(args, data, encoder, projector, loss, name, also=None, modules=()):
     """Trains the modules to minimise loss(x1, x2), a scalar of two views, and evaluates them.
 
     args: of a parser from `arguments`, after `prepare`. name: the row's. also: a function of `representations`
-    that gives further results. Returns what result.json holds. The run's folder gets config.json, metrics.jsonl (a line an epoch), checkpoint.pt, encoder.pt (torchvision's
+    that gives further results. modules: others to train and to save. Returns what result.json holds. The
+    run's folder gets config.json, metrics.jsonl (a line an epoch), checkpoint.pt, encoder.pt (torchvision's
     names) and result.json. Interrupted at any moment and continued with --resume, a run ends with the same
     weights, on a CPU bit for bit.
     """
     device, cuda = data.x_train.device, data.x_train.is_cuda
-    train, model, opt, generator = training_step(args, encoder, projector, loss)
+    train, model, opt, generator = training_step(args, encoder, projector, loss, modules)
     out, config, checkpoint = open_run(args, name)
     if (out / "result.json").exists():
         print(f"{out} is finished")

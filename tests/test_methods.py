@@ -1,4 +1,4 @@
-"""DirectCLR and Barlow Twins: losses and subvectors against independent references, their scripts."""
+"""DirectCLR, Barlow Twins and BYOL: losses and subvectors against independent references, their scripts."""
 
 import json
 
@@ -8,6 +8,7 @@ import torch
 from conftest import TINY_RUN
 
 import common
+from byol import Target
 from directclr import Subvector
 from simclr import ConstantSubvector
 
@@ -65,7 +66,29 @@ def test_a_random_subvector_is_redrawn_a_fixed_one_is_not():
     assert torch.equal(subvector.eval()(h), h[:, :5])
 
 
+def test_the_target_is_an_exact_moving_average_without_a_gradient():
+    torch.manual_seed(0)
+    online, projector = torch.nn.Linear(3, 4), common.projector("mlp", 4, 5, 2)
+    target = Target(online, projector, 0.9)
+    expected = [p.detach().clone() for p in (*online.parameters(), *projector.parameters())]
+    target.update(online, projector)
+    for step in range(3):
+        with torch.no_grad():
+            for p in (*online.parameters(), *projector.parameters()):
+                p.add_(torch.randn_like(p))
+        target.update(online, projector)
+        fast = (*online.parameters(), *projector.parameters())
+        expected = [0.9 * slow + 0.1 * p.detach() for slow, p in zip(expected, fast)]
+        for p, q in zip(target.parameters(), expected):
+            torch.testing.assert_close(p, q)
+            assert not p.requires_grad
+
+
 ROWS = {
+    "byol.py": "byol",
+    "byol.py --hidden 7 --embedding 9 --reg sparsehead": "byol-sparsehead",
+    "byol.py --no-projector --momentum 0.5 --reg lastlayer": "byol-noproj-lastlayer",
+    "byol.py --projector linear --reg werank": "byol-linear-werank",
     "directclr.py": "directclr",
     "directclr.py --subvector random --cross-view --temperature 0.1": "directclr-random",
     "directclr.py --dim 9 --reg lastlayer": "directclr-d9-lastlayer",
@@ -88,7 +111,8 @@ def test_every_kind_of_row_runs_and_has_its_name(row, tiny, script, tmp_path):
         assert result["dim"] == (9 if "--dim" in row else 6) == len(result["spectra"]["z"])
         assert 0 <= result["subvector_linear_top1"] <= 100
     else:
-        width = 9 if "embedding" in row else 32 if "no-projector" in row else 2048
+        full = 256 if name == "byol.py" else 2048
+        width = 9 if "embedding" in row else 32 if "no-projector" in row else full
         assert len(result["spectra"]["z"]) == width
 
 
@@ -101,6 +125,8 @@ def test_every_kind_of_row_runs_and_has_its_name(row, tiny, script, tmp_path):
         ("directclr.py --reg sparsehead", "--reg sparsehead"),
         ("directclr.py --reg lastlayer --reg-on projector", "--reg-on"),
         ("barlow.py --lambd -1", "--lambd"),
+        ("byol.py --momentum 1.5", "--momentum"),
+        ("byol.py --no-projector --embedding 8", "--embedding"),
         ("barlow.py --no-projector --hidden 8", "--hidden"),
         ("barlow.py --projector orthogonal", "--projector"),
         ("barlow.py --no-projector --reg sparsehead", "--reg sparsehead"),

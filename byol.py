@@ -1,0 +1,81 @@
+"""BYOL with and without its projector, with a penalty on weights: no negatives, but a target and a predictor.
+
+Reproduces SparseHead table 1 (BYOL), with the recipe of SimCLR on CIFAR-10, as in lightly's benchmark.
+
+    python byol.py                                              with projector, 1024 and 256 wide
+    python byol.py --reg sparsehead                             SparseHead
+    python byol.py --no-projector --reg lastlayer               ‖WWᵀ - I‖² on the last convolution instead
+    python byol.py --dataset shapes --width 8 --epochs 8        a first run: a minute on a CPU, no download
+"""
+import copy
+
+import torch
+
+import common
+
+
+class Target(torch.nn.Module):
+    """Encoder and projector whose parameters ξ are a moving average of the trained ones, θ (BYOL eq. 1)."""
+
+    def __init__(self, encoder, projector, momentum):
+        super().__init__()
+        self.encoder, self.projector = copy.deepcopy(encoder), copy.deepcopy(projector)
+        self.momentum = momentum
+        self.requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, encoder, projector):
+        """ξ ← momentum · ξ + (1 - momentum) · θ."""
+        for slow, fast in ((self.encoder, encoder), (self.projector, projector)):
+            for p, q in zip(slow.parameters(), fast.parameters()):
+                p.lerp_(q, 1 - self.momentum)
+
+
+def parse():
+    parser = common.arguments(__doc__)
+    count = common.number(int, 1)
+    group = parser.add_argument_group("projector, from h to z; the predictor has its widths")
+    kind, add = group.add_mutually_exclusive_group(), group.add_argument
+    kind.add_argument("--projector", choices=("mlp", "linear", "none"), help="(mlp: BYOL)")
+    kind.add_argument("--no-projector", dest="projector", action="store_const", const="none", help="z = h")
+    add("--hidden", type=count, help="hidden width of mlp and predictor (1024)")
+    add("--embedding", type=count, help="width of z of mlp and linear (256)")
+    add = parser.add_argument_group("target").add_argument
+    add("--momentum", type=common.number(float, 0, 1), default=0.99, help="of the target's average (0.99)")
+    args = parser.parse_args()
+    args.projector = args.projector or "mlp"
+    return args
+
+
+def row_name(args):
+    """The row of the papers' tables that these arguments are: byol, byol-noproj, byol-sparsehead …"""
+    name = {"mlp": "byol", "none": "byol-noproj"}.get(args.projector, f"byol-{args.projector}")
+    return name if args.reg == "none" else f"{name}-{args.reg}"
+
+
+def main():
+    args = parse()
+    if args.embedding and args.projector == "none":
+        raise common.UserError("--embedding needs --projector mlp or linear, not none")
+    data = common.prepare(args)
+    encoder = common.resnet(args.arch, args.stem, args.width)
+    hidden, width = args.hidden or 1024, args.embedding or 256
+    projector = common.projector(args.projector, encoder.dim, hidden, width)
+    width = encoder.dim if args.projector == "none" else width
+    predictor = common.projector("mlp", width, hidden, width)
+    target = Target(encoder, projector, args.momentum)
+    penalty = common.regularizer(args, encoder, projector)
+
+    def loss(x1, x2):
+        target.update(encoder, projector)  # after the optimiser's last step; before the first it is no change
+        z1, z2 = common.embed(encoder, projector, x1, x2)
+        with torch.no_grad():
+            t1, t2 = common.embed(target.encoder, target.projector, x1, x2)
+        both = common.byol_loss(predictor(z1), t2) + common.byol_loss(predictor(z2), t1)
+        return both / 2 + args.reg_weight * penalty()
+
+    common.fit(args, data, encoder, projector, loss, row_name(args), modules=(predictor, target))
+
+
+if __name__ == "__main__":
+    common.run(main)
