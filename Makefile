@@ -63,11 +63,15 @@ results/%.json: | $(READY)
 	@$(PY) plan.py run $@ -- $(PY) $($(row)) $(if $(reg),--reg $(reg)) $($(SCALE)) --dataset $(call part,2) \
 		--data-dir $(DATA) --seed $(patsubst seed%,%,$(call part,4)) --out runs/$* --resume
 
-ifeq ($(filter $(SCALE),paper short mini),)
+ifneq ($(words $(SCALE))$(filter-out paper short mini,$(SCALE)),1)
 $(error SCALE=$(SCALE) is none of paper, short, mini)
 endif
+ifeq ($(strip $(SEEDS)),)
+$(error SEEDS= names no seed)
+endif
 ifdef BUDGET
-BUDGET_SECONDS := $(shell echo '$(BUDGET)' | sed -nE 's/^([0-9]+)(s?)$$/\1/p; s/^([0-9]+)m$$/\1*60/p; s/^([0-9]+)h$$/\1*3600/p')
+BUDGET_SECONDS := $(shell echo '$(subst ','\'',$(BUDGET))' | \
+	sed -nE 's/^0*([0-9]{1,7})s?$$/\1/p; s/^0*([0-9]{1,6})m$$/\1*60/p; s/^0*([0-9]{1,4})h$$/\1*3600/p')
 ifeq ($(BUDGET_SECONDS),)
 $(error BUDGET=$(BUDGET) is no duration, such as 90s, 9m or 2h)
 endif

@@ -339,7 +339,8 @@ class Augment:
 
     def compile(self):
         """Compiles the costly operations one by one, so that no order of theirs compiles anything anew."""
-        self.crop, *self.colour = (torch.compile(operation) for operation in (self.crop, *self.colour))
+        operations = (self.crop, *self.colour)
+        self.crop, *self.colour = (torch.compile(operation, dynamic=False) for operation in operations)
 
     def __call__(self, x, generator=None):
         if x.dtype != torch.uint8 or x.ndim != 4 or x.shape[1] != 3 or 0 in x.shape:
@@ -527,8 +528,8 @@ def info_nce_euclidean(z1, z2):
 
 
 def barlow_twins(z1, z2, lambd=5e-3):
-    """Σ_i (1 - C_ii)² + lambd Σ_{i≠j} C_ij² (Barlow Twins eq. 1), C the cross-correlation of z1, z2 (B >= 2, m),
-    each dimension standardised by its biased variance (+ 1e-5, as the authors' BatchNorm)."""
+    """Σ_i (1 - C_ii)² + lambd Σ_{i≠j} C_ij² (Barlow Twins eq. 1), C the cross-correlation of z1, z2 (B >= 2,
+    m), each dimension standardised by its biased variance (+ 1e-5, as the authors' BatchNorm)."""
     with torch.autocast(z1.device.type, enabled=False):
         z1, z2 = ((z - z.mean(0)) / (z.var(0, correction=0) + 1e-5).sqrt() for z in _full_precision(z1, z2))
         c = z1.T @ z2 / len(z1)
@@ -677,6 +678,7 @@ def arguments(doc):
     add = parser.add_argument_group("run").add_argument
     add("--device", help="cpu, cuda, cuda:1 … (cuda where there is one)")
     add("--compile", action=argparse.BooleanOptionalAction, help="torch.compile loss and views (on for cuda)")
+    add("--precision", choices=("bf16", "float32"), help="of training (bf16 on cuda, float32 on a cpu)")
     add("--eval-every", type=number(int, 0), default=10, help="epochs between kNNs; 0: only at the end (10)")
     add("--out", type=Path, help="the run's folder (runs/<dataset>-<row>-seed<seed>)")
     add = parser.add_mutually_exclusive_group().add_argument
@@ -695,6 +697,12 @@ def prepare(args):
     except (RuntimeError, AssertionError, ImportError) as error:
         raise UserError(f"--device {args.device} can't be used ({brief(error)})") from None
     args.compile = args.device != "cpu" if args.compile is None else args.compile
+    args.precision = args.precision or ("float32" if args.device == "cpu" else "bf16")
+    try:
+        if args.compile:  # one that fails should do so before anything is written
+            torch.compile(lambda x: x + 1, dynamic=False)(torch.zeros(2, device=args.device))
+    except Exception as error:  # noqa: BLE001 - whatever a compiler says
+        raise UserError(f"--compile can't be used here ({brief(error)}): --no-compile") from None
     sgd = args.optimizer == "sgd"
     args.lr = args.lr or (0.06 * args.batch_size / 128 if sgd else 3e-3)
     args.weight_decay = (5e-4 if sgd else 1e-6) if args.weight_decay is None else args.weight_decay
@@ -751,12 +759,12 @@ def training_step(args, encoder, projector, loss, modules=()):
         augment.compile()
         # the matrix exponential of a parametrisation asks the host, which a CUDA graph can't
         graphs = cuda and not any(map(nn.utils.parametrize.is_parametrized, model.modules()))
-        loss = torch.compile(loss, mode="reduce-overhead" if graphs else None)
+        loss = torch.compile(loss, mode="reduce-overhead" if graphs else None, dynamic=False)
 
     def step(x):
         views = augment(torch.cat([x, x]), generator).chunk(2)
         x1, x2 = (view.contiguous(memory_format=layout) for view in views)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=cuda):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=args.precision == "bf16"):
             value = loss(x1, x2)
         value.backward()
         opt.step()
@@ -768,11 +776,11 @@ def training_step(args, encoder, projector, loss, modules=()):
 def fit(args, data, encoder, projector, loss, name, also=None, modules=()):
     """Trains the modules to minimise loss(x1, x2), a scalar of two views, and evaluates them.
 
-    args: of a parser from `arguments`, after `prepare`. name: the row's. also: a function of `representations`
-    that gives further results. modules: others to train and to save. Returns what result.json holds. The
-    run's folder gets config.json, metrics.jsonl (a line an epoch), checkpoint.pt, encoder.pt (torchvision's
-    names) and result.json. Interrupted at any moment and continued with --resume, a run ends with the same
-    weights, on a CPU bit for bit.
+    args: of a parser from `arguments`, after `prepare`. name: the row's. also: a function of
+    `representations` that gives further results. modules: others to train and to save. Returns what
+    result.json holds. The run's folder gets config.json, metrics.jsonl (a line an epoch), checkpoint.pt,
+    encoder.pt (torchvision's names) and result.json. Interrupted at any moment and continued with --resume, a
+    run ends with the same weights, on a CPU bit for bit.
     """
     device, cuda = data.x_train.device, data.x_train.is_cuda
     train, model, opt, generator = training_step(args, encoder, projector, loss, modules)
@@ -859,8 +867,8 @@ def fit(args, data, encoder, projector, loss, name, also=None, modules=()):
         torch.save({key: value.cpu().contiguous() for key, value in encoder.state_dict().items()}, file)
     best = max((line for line in metrics if "knn200" in line), key=lambda line: line["knn200"])
     frozen = frozen or representations(encoder, data)
-    result = {"config": config, **evaluate(encoder, projector, data, frozen), **(also(*frozen) if also else {}),
-              "best": {"knn200": best["knn200"], "epoch": best["epoch"]},
+    result = {"config": config, **evaluate(encoder, projector, data, frozen),
+              **(also(*frozen) if also else {}), "best": {"knn200": best["knn200"], "epoch": best["epoch"]},
               "seconds": seconds, "images_per_second": args.epochs * images / seconds}
     write_json(out / "result.json", result)
     print(out, *(f" {key} {result[key]:.2f}" for key in ("knn200", "knn5", "linear_top1", "linear_top5")))

@@ -1,6 +1,6 @@
 """DirectCLR: SimCLR without projector, whose loss sees a part of the representation only.
 
-Reproduces LL table 2 (rows of DirectCLR), DirectCLR table 1 and appendix F (random dimensions; the probe on the
+Reproduces LL table 2 (rows of DirectCLR), DirectCLR table 1, appendix F (random dimensions; the probe on the
 subvector alone) and figure 12 (d0). DirectCLR's own recipe has --cross-view --temperature 0.1.
 
     python directclr.py                                     LL table 2, DirectCLR, kNN-200 85.2 in the paper
@@ -34,7 +34,7 @@ def parse():
     parser = common.arguments(__doc__)
     add = parser.add_argument_group("subvector, from h to z").add_argument
     add("--dim", type=common.number(int, 1), help="d0, its size (90 of 512, 360 of 2048: DirectCLR)")
-    add("--subvector", choices=("fixed", "random"), default="fixed", help="random: redrawn every step (fixed)")
+    add("--subvector", choices=("fixed", "random"), default="fixed", help="random: redrawn in every step")
     add = parser.add_argument_group("loss").add_argument
     add("--temperature", type=common.number(float, 1e-4, 1e6), default=0.2, help="(0.2: LL; DirectCLR 0.1)")
     add("--cross-view", action="store_true", help="negatives from the other view only (DirectCLR)")
@@ -42,7 +42,7 @@ def parse():
 
 
 def row_name(args):
-    """The row of the papers' tables that these arguments are: directclr, directclr-random, directclr-d256 …"""
+    """The row of the papers' tables that these arguments are: directclr, directclr-random, directclr-d9 …"""
     name = "directclr" if args.subvector == "fixed" else "directclr-random"
     name = f"{name}-d{args.dim}" if args.dim else name
     return name if args.reg == "none" else f"{name}-{args.reg}"

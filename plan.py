@@ -11,6 +11,7 @@ the environment (seconds since 1970) is a budget's end: a run starts only if it 
 of earlier runs of its scale; without any it starts, and is stopped (SIGTERM) at the end, to be continued.
 """
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -21,6 +22,8 @@ import sys
 import time
 from itertools import pairwise
 from pathlib import Path
+
+START = 15  # seconds before the first epoch of a run, which nothing records
 
 
 def folder_of(result):
@@ -34,19 +37,20 @@ def name_of(result):
 
 
 def read(file):
-    """What a JSON file holds, or nothing where it is absent or damaged."""
-    try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError):
-        return {}
+    """The dict that a JSON file holds, an empty one where it is absent or damaged."""
+    with contextlib.suppress(OSError, ValueError):
+        content = json.loads(file.read_text())
+        return content if isinstance(content, dict) else {}
+    return {}
 
 
 def epochs_done(folder):
-    """The lines of metrics.jsonl, one per epoch."""
-    try:
-        return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    except (OSError, ValueError):
-        return []
+    """Seconds of training after each epoch, from metrics.jsonl, as far as it is whole."""
+    done = []
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        for line in (folder / "metrics.jsonl").read_text().splitlines():
+            done.append(float(json.loads(line)["seconds"]))
+    return done
 
 
 def pace(scale):
@@ -55,26 +59,26 @@ def pace(scale):
     runs = []
     for config in Path("runs", scale).glob("*/*/seed*/config.json"):
         folder, content = config.parent, read(config)
-        times = [0.0, *(line["seconds"] for line in epochs_done(folder))]
-        epoch = [b - a for a, b in pairwise(times)]
-        if epoch and content:
-            steady = statistics.median(epoch[1:] or epoch)
-            finished, rest = folder / "result.json", None
-            if finished.exists():
-                rest = finished.stat().st_mtime - config.stat().st_mtime - steady * len(epoch)
-            epochs = content["arguments"]["epochs"]
-            runs.append((config.stat().st_mtime, content["device"], steady, rest, epochs))
+        epoch = [b - a for a, b in pairwise([0.0, *epochs_done(folder)])]
+        with contextlib.suppress(KeyError, TypeError):  # a damaged configuration tells nothing
+            epochs, device = int(content["arguments"]["epochs"]), content["device"]
+            if epoch:
+                steady, metrics = statistics.median(epoch[1:] or epoch), folder / "metrics.jsonl"
+                rest, finished = max(0, epoch[0] - steady) + START, folder / "result.json"
+                if finished.exists():  # not since the start: a run may have waited for long to be continued
+                    rest += max(0, finished.stat().st_mtime - metrics.stat().st_mtime)
+                runs.append((config.stat().st_mtime, device, steady, rest, finished.exists(), epochs))
     if not runs:
         return None
     runs.sort(key=lambda run: run[0])
     same = [run for run in runs if run[1] == runs[-1][1]]
-    rests = [rest for *_, rest, _ in same if rest is not None]  # of a run that was interrupted it is too long
-    return statistics.median(run[2] for run in same), max(0, min(rests, default=60)), same[-1][4]
+    rest = [run[3] for run in same if run[4]] or [run[3] for run in same]
+    return statistics.median(run[2] for run in same), statistics.median(rest), same[-1][5]
 
 
 def seconds_left(result, known):
     """What the run of this result still needs by the pace known, 0 where it is done, None without a pace."""
-    if result.exists():
+    if read(result):
         return 0
     if known is None:
         return None
@@ -90,18 +94,21 @@ def show(results, brief):
     """Prints the plan, or (brief) the line that ends a make: what is done, what is next."""
     known = {scale: pace(scale) for scale in {result.parts[1] for result in results}}
     left = {result: seconds_left(result, known[result.parts[1]]) for result in results}
-    waiting = [result for result in results if not result.exists()]
+    waiting = [result for result in results if not read(result)]
+    damaged = [result for result in waiting if result.exists()]
     unknown = None if None in left.values() else sum(left.values())
     if not brief:
         for result in results:
             epochs = len(epochs_done(folder_of(result)))
-            state = "done" if result.exists() else f"epoch {epochs}" if epochs else "-"
+            state = "done" if read(result) else f"epoch {epochs}" if epochs else "-"
             print(f"{name_of(result):48} {state:>10} {minutes(left[result]):>8} min")
     line = f"{len(results) - len(waiting)} of {len(results)} runs done"
     if waiting:
         needs = f"which needs {minutes(left[waiting[0]])} min; all need {minutes(unknown)} min"
         line += f"; next {name_of(waiting[0])}, {needs}"
     print(line + ("" if unknown is not None or not waiting else " (no run of this scale has been timed yet)"))
+    if damaged:
+        sys.exit(f"plan.py: error: not a result, delete it: {' '.join(map(str, damaged))}")
 
 
 def train(result, command):
@@ -115,7 +122,7 @@ def train(result, command):
     for number in (signal.SIGINT, signal.SIGTERM):  # the run gets them too, saves, and says how it ended
         signal.signal(number, lambda n, _: process.send_signal(n) if n == signal.SIGTERM else None)
     try:
-        code = process.wait(None if deadline == float("inf") else max(0.1, deadline - time.time()))
+        code = process.wait(None if deadline == float("inf") else max(0.1, deadline - 3 - time.time()))
     except subprocess.TimeoutExpired:
         process.terminate()
         process.wait()

@@ -59,7 +59,19 @@ def test_table_2_is_its_documented_runs_seed_by_seed(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("argument", ["BUDGET=9x", "BUDGET=-3m", "BUDGET=m", "BUDGET=1.5h", "SCALE=huge"])
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "BUDGET=9x",
+        "BUDGET=-3m",
+        "BUDGET=m",
+        "BUDGET=1.5h",
+        "BUDGET=9999999999h",
+        "SCALE=huge",
+        "SCALE=%",
+        "SEEDS=",
+    ],
+)
 def test_a_bad_variable_is_one_line_and_exit_code_2(tmp_path, argument):
     done = make(tmp_path, "table2", argument)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
@@ -74,9 +86,10 @@ def timed_run(row, epochs, finished, scale="short", device="d", seconds=60.0, re
     lines = [{"epoch": i + 1, "seconds": 20 + seconds * (i + 1)} for i in range(epochs)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     os.utime(folder / "config.json", (1000, 1000))
-    if finished:
+    if finished:  # after a long break
         (folder / "result.json").write_text("{}")
-        os.utime(folder / "result.json", (1000 + seconds * epochs + rest, 1000 + seconds * epochs + rest))
+        os.utime(folder / "metrics.jsonl", (1_000_000, 1_000_000))
+        os.utime(folder / "result.json", (1_000_000 + rest, 1_000_000 + rest))
     return plan.Path("results", scale, "cifar10", row, "seed0.json")
 
 
@@ -88,13 +101,13 @@ def test_the_plan_tells_what_is_left_by_the_pace_of_this_scale_and_device(tmp_pa
     half = timed_run("cs", 4, finished=False)
     timed_run("simclr", 10, finished=True, scale="mini", seconds=1.0)
     known = plan.pace("short")
-    assert known == (60.0, 30.0, 10)
-    assert plan.seconds_left(waiting, known) == 630 and plan.seconds_left(half, known) == 390
+    assert known == (60.0, 20 + 15 + 30.0, 10)  # the first epoch's extra, the start, the evaluation
+    assert plan.seconds_left(waiting, known) == 665 and plan.seconds_left(half, known) == 425
     half.parent.mkdir(parents=True)
-    half.write_text("{}")
+    half.write_text('{"config": 1}')
     plan.show([half, waiting], brief=True)
     assert capsys.readouterr().out == (
-        "1 of 2 runs done; next short/cifar10/noproj/seed0, which needs 10.5 min; all need 10.5 min\n"
+        "1 of 2 runs done; next short/cifar10/noproj/seed0, which needs 11.1 min; all need 11.1 min\n"
     )
     newer = timed_run("noproj-werank", 10, finished=True, device="other", seconds=3.0)
     os.utime(plan.folder_of(newer) / "config.json", (2000, 2000))
@@ -111,6 +124,21 @@ def test_a_budget_starts_only_what_will_finish(tmp_path, monkeypatch):
     assert plan.train(result, started) == 0 and not result.exists() and not plan.Path("started").exists()
     monkeypatch.setenv("DEADLINE", str(time.time() + needed + 30))
     assert plan.train(result, started) == 0 and result.exists() and plan.Path("started").exists()
+
+
+def test_damaged_files_are_named_or_tell_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    good = timed_run("simclr", 10, finished=True)
+    for row, content in (("a", "{"), ("b", "[]"), ("c", '{"a": 1}')):
+        (plan.folder_of(timed_run(row, 3, finished=False)) / "config.json").write_text(content)
+    with open(plan.folder_of(good) / "metrics.jsonl", "a") as file:
+        file.write('{"epoch"')
+    assert plan.pace("short")[0] == 60.0 and len(plan.epochs_done(plan.folder_of(good))) == 10
+    good.parent.mkdir(parents=True)
+    good.write_text("{")
+    with pytest.raises(SystemExit, match="delete it: results/short/cifar10/simclr/seed0.json"):
+        plan.show([good], brief=True)
+    assert "0 of 1 runs done" in capsys.readouterr().out
 
 
 def test_a_failed_run_is_named_with_its_command(tmp_path, monkeypatch, capsys):

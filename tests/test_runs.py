@@ -267,6 +267,16 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_written(arguments, tiny, 
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
+def test_a_compiler_that_fails_is_one_line_and_nothing_written(tiny, script, tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("no compiler here\nwith details")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    done = script("simclr.py", "--dataset", tiny, *TINY_RUN, "--compile")
+    assert done.returncode == 2 and len(done.err.splitlines()) == 1 and "--compile" in done.err
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_script_copied_with_common_into_an_empty_folder_runs(tmp_path, tiny):
     for name in ("simclr.py", "common.py"):
         shutil.copy(ROOT / name, tmp_path)

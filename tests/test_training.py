@@ -110,6 +110,7 @@ def test_the_two_views_differ_and_so_do_those_of_another_epoch_and_seed(run):
 def simclr_step(device, compiled):
     """training_step of a small SimCLR with the same weights and random numbers, whatever its arguments."""
     args = common.arguments("").parse_args(f"--device {device} --width 8 --batch-size 32 --lr 0.1".split())
+    args.precision = "float32"  # in bfloat16 roundings alone change gradients of this net by a third
     args.compile, args.image_size, args.weight_decay = compiled, 8, 5e-4
     torch.manual_seed(0)
     encoder = Toy() if device == "cpu" else common.resnet()  # a whole run with a ResNet is in test_runs
@@ -141,8 +142,8 @@ def test_the_compiled_step_equals_the_eager_one_and_compiles_once(device):
         step, model, _, _ = simclr_step(device, compiled)
         losses.append(step(batches[0]).item())
         changes.append({k: v.double() - before[k].double() for k, v in model.state_dict().items()})
-    tolerance = 1e-3 if device == "cpu" else 3e-2  # bfloat16
-    assert losses[0] == pytest.approx(losses[1], rel=tolerance / 10)
+    tolerance = 1e-3
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     for key, change in changes[0].items():
         assert (changes[1][key] - change).norm() < tolerance * change.norm() + 1e-5, key
     for batch in batches[1:15]:  # the order of the jitter's operations has 24 kinds: none compiles anything
