@@ -32,35 +32,95 @@ SCALE := paper
 SEEDS := 0 1 2
 DATASETS := cifar10 cifar100
 DATA := data
+# A data set that is a folder of images, as README's "Your own data" says: DATASETS=tiny-imagenet
+dataset-tiny-imagenet = $(DATA)/tiny-imagenet --image-size 64
 
 paper :=
 short := --epochs 50
-mini := --train-size 5000 --width 8 --epochs 5
-constant-paper := 32
-constant-short := 32
-constant-mini := 4
+mini := --train-size 5000 --width 8 --epochs 5 --batch-size 128
+# Of D dimensions (512, mini 64): LL's d_r of 312, 112, 32 and k = 1/√D, DirectCLR's d0 of figure 12.
+D := $(if $(filter mini,$(SCALE)),64,512)
+of = $(shell expr \( $1 \* $D + 256 \) / 512)
+inverse-512 := 0.0441942
+inverse-64 := 0.125
 
+# The rows: a script and its flags. Names are the papers' numbers, whatever D is.
 simclr := simclr.py
 noproj := simclr.py --no-projector
 directclr := directclr.py
-cs = simclr.py --no-projector --fixed-dims $(constant-$(SCALE))
+cs = simclr.py --no-projector --fixed-dims $(call of,32)
+barlow := barlow.py
+barlow-noproj := barlow.py --no-projector
 
-with-penalties = $(foreach row,$1,$(row) $(row)-lastlayer $(row)-werank)
+VALUES := k0 kinv k1
+value-k0 := 0
+value-kinv := $(inverse-$D)
+value-k1 := 1
+define constant
+cs-d$1-$2 = simclr.py --no-projector --fixed-dims $$(call of,$3) --fixed-value $(value-$2)
+endef
+$(foreach v,$(VALUES),$(eval $(call constant,200,$v,312))$(eval $(call constant,400,$v,112))$(eval $(call constant,480,$v,32)))
+
+KINDS := linear orthogonal diagonal lowrank lowrank-diagonal
+$(foreach kind,$(KINDS),$(eval simclr-$(kind) := simclr.py --projector $(kind)))
+directclr-random := directclr.py --subvector random
+SWEEP := 8 32 128 256 512
+$(foreach d,$(SWEEP),$(eval directclr-d$d = directclr.py --dim $$(call of,$d)))
+
+# SparseHead's recipe (section 7.1), rows sh-*: Adam 3e-3 and 1000 epochs on CIFAR, 2e-3 elsewhere and 2000 epochs
+# on STL-10; batch 512 is lightly's for these epochs, crops and grey those of the SPARSEHEAD flags; z as wide as h.
+sh = --batch-size 512 --optimizer adam --lr $(if $(filter cifar%,$(data)),3e-3,2e-3) --weight-decay 1e-6 \
+	--epochs $(if $(filter stl10,$(data)),2000,1000) --crop-scale 0.2 1 --grey-p 0.1
+sh-noproj = simclr.py --no-projector --temperature 0.5 $(sh)
+sh-simclr-linear = simclr.py --projector linear --embedding $D --temperature 0.5 $(sh)
+sh-simclr = simclr.py --embedding $D --temperature 0.5 $(sh)
+sh-resnet50 = simclr.py --arch resnet50 --embedding $(call of,2048) --temperature 0.5 $(sh)
+sh-byol = byol.py $(sh)
+sh-barlow = barlow.py $(sh)
+
+penalised = $(foreach row,$1,$(row) $(2:%=$(row)-%))
 runs = $(foreach k,$(SEEDS),$(foreach data,$(DATASETS),$(1:%=results/$(SCALE)/$(data)/%/seed$k.json)))
-TABLE2 = $(call runs,$(call with-penalties,simclr noproj directclr cs))
+TABLE1 = $(call runs,$(foreach d,200 400 480,$(VALUES:%=cs-d$d-%)))
+TABLE2 = $(call runs,$(call penalised,simclr noproj directclr cs,lastlayer werank))
+BARLOW = $(call runs,$(call penalised,barlow barlow-noproj,lastlayer werank))
+DIRECTCLR = $(call runs,simclr noproj directclr $(KINDS:%=simclr-%) directclr-random $(SWEEP:%=directclr-d%))
+SPARSEHEAD = $(call runs,sh-noproj $(call penalised,sh-simclr sh-byol sh-barlow sh-simclr-linear sh-resnet50,sparsehead))
 
 table2: $(TABLE2)  ## LL table 2; SCALE=paper|short|mini SEEDS="0 1 2" DATASETS=... DATA=<folder> BUDGET=9m
 	@$(PY) plan.py list --brief $^
 
+table1: $(TABLE1)  ## LL table 1, constant subvectors; variables as for table2
+	@$(PY) plan.py list --brief $^
+
+barlow: $(BARLOW)  ## LL figure 1b, Barlow Twins with and without projector, with the penalties
+	@$(PY) plan.py list --brief $^
+
+directclr-tables: $(DIRECTCLR)  ## DirectCLR tables 1, 2, appendix F, figure 12, on CIFAR with LL's recipe
+	@$(PY) plan.py list --brief $^
+
+sparsehead-table: $(SPARSEHEAD)  ## SparseHead table 1, figures 1 and 3, with its own recipe
+	@$(PY) plan.py list --brief $^
+
 plan: | $(READY)  ## the runs of the tables, done or not, minutes left
-	@$(PY) plan.py list $(TABLE2)
+	@$(PY) plan.py list $(TABLE2) $(TABLE1) $(BARLOW) $(DIRECTCLR) $(SPARSEHEAD)
+
+report: | $(READY)  ## RESULTS.md from results/, without training: tables, verdicts
+	$(PY) report.py
+
+figures: | $(READY)  ## figures/<scale>/ from results/, without training
+	$(PY) report.py --figures
+
+all: toy table2 table1 barlow directclr-tables sparsehead-table  ## everything: days on one GPU at SCALE=paper
+	$(PY) report.py
+	$(PY) report.py --figures
 
 # results/<scale>/<dataset>/<row>[-<penalty>]/seed<k>.json
 part = $(word $1,$(subst /, ,$*))
-row = $(firstword $(foreach reg,lastlayer werank,$(if $(filter %-$(reg),$(call part,3)),$(patsubst %-$(reg),%,$(call part,3)))) $(call part,3))
+data = $(call part,2)
+row = $(firstword $(foreach reg,lastlayer werank sparsehead,$(if $(filter %-$(reg),$(call part,3)),$(patsubst %-$(reg),%,$(call part,3)))) $(call part,3))
 reg = $(patsubst $(row)-%,%,$(filter-out $(row),$(call part,3)))
 results/%.json: | $(READY)
-	@$(PY) plan.py run $@ -- $(PY) $($(row)) $(if $(reg),--reg $(reg)) $($(SCALE)) --dataset $(call part,2) \
+	@$(PY) plan.py run $@ -- $(PY) $($(row)) $(if $(reg),--reg $(reg)) $($(SCALE)) --dataset $(or $(dataset-$(data)),$(data)) \
 		--data-dir $(DATA) --seed $(patsubst seed%,%,$(call part,4)) --out runs/$* --resume
 
 ifneq ($(words $(SCALE))$(filter-out paper short mini,$(SCALE)),1)
@@ -102,4 +162,4 @@ clean:  ## remove the demo's runs and figure; .venv, data and other runs stay
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /:\t/' | expand -t 12
 
-.PHONY: demo toy table2 plan bench test lint clean help
+.PHONY: demo toy table1 table2 barlow directclr-tables sparsehead-table report figures all plan bench test lint clean help

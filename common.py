@@ -1002,12 +1002,22 @@ def rankme(features):
     return torch.exp(-(p * p.log()).sum()).item()
 
 
+def min_max_ratio(z):
+    """Mean over anchors of (max - min) / min of the distances to the others of z (N >= 2, D), L2-normalised:
+    how well near and far are told apart (SparseHead eq. 9)."""
+    z = F.normalize(z.double(), dim=1)
+    distance = torch.cdist(z, z, compute_mode="donot_use_mm_for_euclid_dist")
+    distance = distance[~torch.eye(len(z), dtype=torch.bool, device=z.device)].view(len(z), -1)
+    nearest = distance.amin(1).clamp(min=1e-12)
+    return ((distance.amax(1) - nearest) / nearest).mean().item()
+
+
 def layer_statistics(encoder, projector, x):
     """What the figures need of test images x, by layer (None where there is none), and the weight-row norms.
 
-    covariance: its first 64 x 64 block and, of all of it, mean |off-diagonal| / mean diagonal. row_norms (LL
-    prop. 1): per dimension of h ‖W^i‖² of the last convolution, bare and folded with the BatchNorm behind it,
-    and var(h_i).
+    min_max_ratio: of 2,000 images. covariance: in units of its mean diagonal, its first 32 x 32 block and, of
+    all of it, the mean |off-diagonal|. row_norms (LL prop. 1): per dimension of h ‖W^i‖² of the last convolution, bare and
+    folded with the BatchNorm behind it, and var(h_i).
     """
     found = features(encoder, projector, x)
 
@@ -1016,15 +1026,17 @@ def layer_statistics(encoder, projector, x):
 
     def heat_map(values):
         c = covariance(values)
+        c = c / c.diagonal().mean().clamp(min=1e-30)
         outside = (c.abs().sum() - c.diagonal().sum()) / max(1, c.numel() - len(c))
-        ratio = outside / c.diagonal().mean().clamp(min=1e-30)
-        return {"block": rounded(c[:64, :64]), "offdiagonal": ratio.item()}
+        return {"block": [[round(value, 3) for value in row] for row in c[:32, :32].tolist()],
+                "offdiagonal": outside.item()}
 
     convolution, norm = last_convolution(encoder)
     bare = convolution.weight.detach().flatten(1).square().sum(1)
     folded = bare * norm.weight.detach().square() / (norm.running_var + norm.eps)
     row_norms = {"bare": bare, "folded": folded, "variance": found["h"].var(0)}
-    return {"rankme": by_layer(rankme), "spectra": by_layer(lambda h: rounded(covariance_spectrum(h))),
+    return {"rankme": by_layer(rankme), "min_max_ratio": by_layer(lambda h: min_max_ratio(h[:2000])),
+            "spectra": by_layer(lambda h: rounded(covariance_spectrum(h))),
             "covariance": by_layer(heat_map), "row_norms": {key: rounded(n) for key, n in row_norms.items()}}
 
 

@@ -24,7 +24,7 @@ class Subvector(torch.nn.Module):
 
     def redraw(self):
         """Other dimensions, from torch's global generator, for both views of a step."""
-        self.chosen.copy_(torch.randperm(self.dim, device=self.chosen.device)[:len(self.chosen)])
+        self.chosen.copy_(torch.rand(self.dim, device=self.chosen.device).argsort()[:len(self.chosen)])
 
     def forward(self, h):
         return h[:, self.chosen] if self.training else h[:, :len(self.chosen)]

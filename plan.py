@@ -6,19 +6,22 @@
     python plan.py list results/short/cifar10/simclr/seed0.json …
     python plan.py run results/short/cifar10/simclr/seed0.json -- python simclr.py --epochs 50 …
 
-`run` trains in runs/<scale>/<dataset>/<row>/seed<k> and copies its result.json to the name given. DEADLINE in
-the environment (seconds since 1970) is a budget's end: a run starts only if it will end before, by the pace
-of earlier runs of its scale; without any it starts, and is stopped (SIGTERM) at the end, to be continued.
+`run` trains in runs/<scale>/<dataset>/<row>/seed<k>, with a log beside it, and copies the result.json to the
+name given. DEADLINE in the environment (seconds since 1970) is a budget's end: a run starts only if it will
+end before, by the pace of earlier runs of its scale and recipe; without any it starts, and is stopped
+(SIGTERM) at the end, to be continued.
 """
 import argparse
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -53,11 +56,18 @@ def epochs_done(folder):
     return done
 
 
-def pace(scale):
-    """(seconds of an epoch, of all the rest of a run, epochs) of this scale's runs in runs/, on the device of
-    the latest, or None. The first epoch, which compiles, counts to the rest."""
+def group(result):
+    """(scale, recipe) of a result: what says how long its run takes."""
+    return result.parts[1], re.match("(sh-resnet50|sh-|)", result.parts[3])[0]
+
+
+def pace(scale, recipe=""):
+    """(seconds of an epoch, of all the rest of a run, epochs) of runs in runs/ of a scale and recipe, on the
+    device of the latest, or None. The first epoch, which compiles, counts to the rest."""
     runs = []
     for config in Path("runs", scale).glob("*/*/seed*/config.json"):
+        if group(config.parent) != (scale, recipe):
+            continue
         folder, content = config.parent, read(config)
         epoch = [b - a for a, b in pairwise([0.0, *epochs_done(folder)])]
         with contextlib.suppress(KeyError, TypeError):  # a damaged configuration tells nothing
@@ -92,8 +102,8 @@ def minutes(seconds):
 
 def show(results, brief):
     """Prints the plan, or (brief) the line that ends a make: what is done, what is next."""
-    known = {scale: pace(scale) for scale in {result.parts[1] for result in results}}
-    left = {result: seconds_left(result, known[result.parts[1]]) for result in results}
+    known = {kind: pace(*kind) for kind in set(map(group, results))}
+    left = {result: seconds_left(result, known[group(result)]) for result in results}
     waiting = [result for result in results if not read(result)]
     damaged = [result for result in waiting if result.exists()]
     unknown = None if None in left.values() else sum(left.values())
@@ -106,19 +116,33 @@ def show(results, brief):
     if waiting:
         needs = f"which needs {minutes(left[waiting[0]])} min; all need {minutes(unknown)} min"
         line += f"; next {name_of(waiting[0])}, {needs}"
-    print(line + ("" if unknown is not None or not waiting else " (no run of this scale has been timed yet)"))
+    print(line + ("" if unknown is not None or not waiting else " (some not timed yet)"))
     if damaged:
         sys.exit(f"plan.py: error: not a result, delete it: {' '.join(map(str, damaged))}")
+
+
+def copy_lines(stream, log):
+    """Lines of a stream of bytes to standard output, as they come, and to the end of a file."""
+    with open(log, "ab") as file:
+        for line in stream:
+            file.write(line)
+            file.flush()
+            print(line.decode(errors="replace"), end="", flush=True)
 
 
 def train(result, command):
     """Runs the command unless the budget says no, and puts its result where it belongs; the exit code."""
     deadline = float(os.environ.get("DEADLINE") or "inf")
-    needed = seconds_left(result, pace(result.parts[1])) or 0
+    needed = seconds_left(result, pace(*group(result))) or 0
     if time.time() + needed > deadline or time.time() + 5 > deadline:
         return 0  # the line at the end says what is next
     print(f"{name_of(result)}: {' '.join(command)}", flush=True)
-    process = subprocess.Popen(command)
+    log = folder_of(result).with_suffix(".log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                               env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    copying = threading.Thread(target=copy_lines, args=(process.stdout, log))
+    copying.start()
     for number in (signal.SIGINT, signal.SIGTERM):  # the run gets them too, saves, and says how it ended
         signal.signal(number, lambda n, _: process.send_signal(n) if n == signal.SIGTERM else None)
     try:
@@ -127,8 +151,11 @@ def train(result, command):
         process.terminate()
         process.wait()
         return 0
+    finally:
+        copying.join()
     if code:
-        print(f"plan.py: {name_of(result)} ended with exit code {code}: {' '.join(command)}", file=sys.stderr)
+        print(f"plan.py: {name_of(result)} ended with exit code {code}, log {log}: {' '.join(command)}",
+              file=sys.stderr)
         return code if code > 0 else 128 - code
     result.parent.mkdir(parents=True, exist_ok=True)
     temporary = result.with_suffix(f".{os.getpid()}.tmp")
@@ -148,7 +175,7 @@ def main():
     running.add_argument("command", nargs=argparse.REMAINDER, help="-- and what makes the result")
     args = parser.parse_args()
     if args.action == "list":
-        show(args.results, args.brief)
+        show(list(dict.fromkeys(args.results)), args.brief)
     else:
         sys.exit(train(args.result, [word for word in args.command if word != "--"]))
 

@@ -144,7 +144,6 @@ def draw_covariance(runs, layer):
     axes = figure.subplots(1, len(runs), squeeze=False)
     for axis, (label, result) in zip(axes[0], runs):
         block = np.array(result["covariance"][layer]["block"])
-        block = block / max(np.abs(np.diag(block)).mean(), 1e-30)
         image = axis.imshow(block, cmap="RdGy_r", vmin=-1, vmax=1)
         ratio = number(result["covariance"][layer]["offdiagonal"], 3)
         axis.set_title(f"{label}\nmean |off-diagonal| / diagonal {ratio}", fontsize=8)
