@@ -1016,8 +1016,8 @@ def layer_statistics(encoder, projector, x):
     """What the figures need of test images x, by layer (None where there is none), and the weight-row norms.
 
     min_max_ratio: of 2,000 images. covariance: in units of its mean diagonal, its first 32 x 32 block and, of
-    all of it, the mean |off-diagonal|. row_norms (LL prop. 1): per dimension of h ‖W^i‖² of the last convolution, bare and
-    folded with the BatchNorm behind it, and var(h_i).
+    all of it, the mean |off-diagonal|. row_norms (LL prop. 1): per dimension of h ‖W^i‖² of the last
+    convolution, bare and folded with the BatchNorm behind it, and var(h_i).
     """
     found = features(encoder, projector, x)
 

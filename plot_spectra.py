@@ -111,15 +111,27 @@ def table(runs):
         yield f"{label:32}" + "".join(f"{number(cell):>10}" for cell in cells)
 
 
+def ln_spectrum(result, layer):
+    """ln σ_k (D,) of a layer in what result.json holds; of a zero ln 1e-30."""
+    return np.log(np.maximum(np.array(result["spectra"][layer], dtype=float), 1e-30))
+
+
+def draw_curve(axis, results, layer, style, label):
+    """The mean of ln σ_k over results of one row, in a band from the least to the largest."""
+    s = np.array([ln_spectrum(result, layer) for result in results])
+    s = np.where(s > np.log(1e-29), s, np.nan)
+    k = np.arange(1, s.shape[1] + 1)
+    line, = axis.plot(k, s.mean(0), linestyle=style, label=label)
+    axis.fill_between(k, s.min(0), s.max(0), color=line.get_color(), alpha=0.25, linewidth=0)
+    axis.set_xlabel("index k of the singular value")
+
+
 def draw_spectra(runs, layer):
     figure = Figure(figsize=(6, 4))
     axis = figure.subplots()
     for (label, result), style in zip(runs, STYLES * len(runs)):
-        sigma = np.array(result["spectra"][layer], dtype=float)
-        axis.plot(np.arange(1, len(sigma) + 1), np.log(np.where(sigma > 0, sigma, np.nan)), linestyle=style,
-                  label=f"{label} (RankMe {number(result['rankme'][layer])})")
-    axis.set(xlabel="index k of the singular value", ylabel=r"$\ln\,\sigma_k$",
-             title=f"Spectrum of the covariance: {LAYER_NAMES[layer]}")
+        draw_curve(axis, [result], layer, style, f"{label} (RankMe {number(result['rankme'][layer])})")
+    axis.set(ylabel=r"$\ln\,\sigma_k$", title=f"Spectrum of the covariance: {LAYER_NAMES[layer]}")
     axis.legend(fontsize=8)
     return figure
 
@@ -139,17 +151,22 @@ def draw_norms(runs):
     return figure
 
 
+def draw_heat_map(axis, result, layer, label):
+    """The first dimensions of |C|, in units of C's mean diagonal."""
+    found = result["covariance"][layer]
+    image = axis.imshow(np.abs(found["block"]), cmap="Greys", vmin=0, vmax=1)
+    axis.set_title(f"{label}, first {len(found['block'])} dimensions\nmean |off-diagonal| / diagonal "
+                   f"{number(found['offdiagonal'], 3)}", fontsize=8)
+    axis.set(xlabel="dimension i", ylabel="dimension j")
+    return image
+
+
 def draw_covariance(runs, layer):
     figure = Figure(figsize=(1 + 3.6 * len(runs), 3.8), layout="constrained")
     axes = figure.subplots(1, len(runs), squeeze=False)
-    for axis, (label, result) in zip(axes[0], runs):
-        block = np.array(result["covariance"][layer]["block"])
-        image = axis.imshow(block, cmap="RdGy_r", vmin=-1, vmax=1)
-        ratio = number(result["covariance"][layer]["offdiagonal"], 3)
-        axis.set_title(f"{label}\nmean |off-diagonal| / diagonal {ratio}", fontsize=8)
-        axis.set(xlabel="dimension i", ylabel="dimension j")
-    figure.colorbar(image, ax=axes, label=r"$C_{ij}$ / mean $C_{ii}$")
-    figure.suptitle(f"Covariance of the {LAYER_NAMES[layer]}, first {len(block)} dimensions", fontsize=10)
+    images = [draw_heat_map(axis, result, layer, label) for axis, (label, result) in zip(axes[0], runs)]
+    figure.colorbar(images[-1], ax=axes, label=r"$|C_{ij}|$ / mean $C_{ii}$")
+    figure.suptitle(f"Covariance of the {LAYER_NAMES[layer]}", fontsize=10)
     return figure
 
 

@@ -137,3 +137,49 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_written(line, named, tiny
     done = script(name, "--dataset", tiny, *TINY_RUN, *arguments)
     assert done.returncode == 2 and len(done.err.splitlines()) == 1 and named in done.err
     assert not list(tmp_path.iterdir())
+
+
+PAIRED = (
+    "simclr.py",
+    "simclr.py --no-projector --reg lastlayer",
+    "simclr.py --no-projector --fixed-dims 4",
+    "simclr.py --projector orthogonal",
+    "simclr.py --projector lowrank --reg werank",
+    "directclr.py",
+    "directclr.py --subvector random",
+    "barlow.py --hidden 8 --embedding 8",
+    "barlow.py --no-projector",
+    "byol.py --hidden 8 --embedding 8 --reg sparsehead",
+)
+
+
+def test_rows_of_one_seed_share_encoder_order_of_images_and_views(tiny, script, monkeypatch):
+    step, seen = common.training_step, {}
+
+    def recording(args, encoder, projector, loss, modules=()):
+        def spied(x1, x2):
+            views.append(torch.stack([x1, x2]))
+            return loss(x1, x2)
+
+        first = {key: value.clone() for key, value in encoder.state_dict().items()}
+        views = []
+        seen[row] = (first, views)
+        return step(args, encoder, projector, spied, modules)
+
+    monkeypatch.setattr(common, "training_step", recording)
+    for seed in (0, 1):
+        for row in PAIRED if seed == 0 else PAIRED[:1]:
+            name, *flags = row.split()
+            row = f"{row} {seed}"
+            done = script(
+                name, "--dataset", tiny, *TINY_RUN, "--epochs", 2, "--seed", seed, *flags, "--overwrite"
+            )
+            assert done.returncode == 0, done.err
+    encoder, views = seen[f"{PAIRED[0]} 0"]
+    other_encoder, other_views = seen.pop(f"{PAIRED[0]} 1")
+    assert len(views) == 6 and len({v.sum().item() for v in views}) == 6
+    assert not torch.equal(encoder["conv1.weight"], other_encoder["conv1.weight"])
+    assert not torch.equal(views[0], other_views[0])
+    for row, (first, drawn) in seen.items():
+        assert all(torch.equal(first[key], encoder[key]) for key in encoder), row
+        assert len(drawn) == 6 and all(map(torch.equal, drawn, views)), row

@@ -23,40 +23,130 @@ def make(folder, *arguments):
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240, check=False)
 
 
-def test_table_2_is_its_documented_runs_seed_by_seed(tmp_path):
-    done = make(tmp_path, "-n", "table2", "SCALE=short", "SEEDS=0 3")
+def planned(folder, *arguments):
+    """[(result, script and flags without those that every run has)] of what make would run."""
+    done = make(folder, "-n", *arguments)
     assert done.returncode == 0, done.stderr
     runs = re.findall(
-        r"plan.py run (\S+) -- \S+ (.*) --dataset (\S+) .*--seed (\d)", done.stdout.replace("\\\n", "")
+        r"plan.py run (\S+) -- \S+ (.*?) --dataset (.*?) --data-dir data --seed (\d+) --out (\S+) --resume",
+        " ".join(done.stdout.replace("\\\n", " ").split()),
     )
-    rows = {
-        "simclr": "",
-        "simclr-lastlayer": "--reg lastlayer",
-        "simclr-werank": "--reg werank",
-        "noproj": "--no-projector",
-        "noproj-lastlayer": "--no-projector --reg lastlayer",
-        "noproj-werank": "--no-projector --reg werank",
-        "directclr": "",
-        "directclr-lastlayer": "--reg lastlayer",
-        "directclr-werank": "--reg werank",
-        "cs": "--no-projector --fixed-dims 32",
-        "cs-lastlayer": "--no-projector --fixed-dims 32 --reg lastlayer",
-        "cs-werank": "--no-projector --fixed-dims 32 --reg werank",
-    }
-    expected = [
-        (
-            f"results/short/{data}/{row}/seed{k}.json",
-            f"{'directclr' if 'directclr' in row else 'simclr'}.py {flags} --epochs 50",
-            data,
-            k,
-        )
+    for result, _, data, seed, out in runs:
+        name = result.removeprefix("results/").removesuffix(".json")
+        assert out == f"runs/{name}" and name.endswith(f"/seed{seed}")
+        assert name.split("/")[1] == data.removeprefix("data/").removesuffix(" --image-size 64")
+    return [(result, command) for result, command, *_ in runs]
+
+
+REG = {
+    "": "",
+    "-werank": " --reg werank",
+    "-lastlayer": " --reg lastlayer",
+    "-sparsehead": " --reg sparsehead",
+}
+TABLE_2 = {
+    row + reg: line + REG[reg]
+    for row, line in {
+        "simclr": "simclr.py",
+        "noproj": "simclr.py --no-projector",
+        "directclr": "directclr.py",
+        "cs": "simclr.py --no-projector --fixed-dims 32",
+    }.items()
+    for reg in ("", "-lastlayer", "-werank")
+}
+TABLE_1 = {
+    f"cs-d{d0}-{name}": f"simclr.py --no-projector --fixed-dims {512 - d0} --fixed-value {value}"
+    for d0 in (200, 400, 480)
+    for name, value in (("k0", "0"), ("kinv", "0.0441942"), ("k1", "1"))
+}
+DIRECTCLR = {
+    "simclr": "simclr.py",
+    "noproj": "simclr.py --no-projector",
+    "directclr": "directclr.py",
+    **{f"simclr-{p}": f"simclr.py --projector {p}" for p in ("linear", "orthogonal", "diagonal", "lowrank")},
+    "simclr-lowrank-diagonal": "simclr.py --projector lowrank-diagonal",
+    "directclr-random": "directclr.py --subvector random",
+    **{f"directclr-d{d}": f"directclr.py --dim {d}" for d in (8, 32, 128, 256, 512)},
+}
+BARLOW = {
+    row + reg: line + REG[reg]
+    for row, line in {"barlow": "barlow.py", "barlow-noproj": "barlow.py --no-projector"}.items()
+    for reg in ("", "-lastlayer", "-werank")
+}
+
+
+@pytest.mark.parametrize(
+    "target, rows",
+    [("table2", TABLE_2), ("table1", TABLE_1), ("directclr-tables", DIRECTCLR), ("barlow", BARLOW)],
+)
+def test_a_table_is_its_documented_runs_seed_by_seed(tmp_path, target, rows):
+    assert planned(tmp_path, target, "SCALE=short", "SEEDS=0 3") == [
+        (f"results/short/{data}/{row}/seed{k}.json", f"{line} --epochs 50")
         for k in "03"
         for data in ("cifar10", "cifar100")
-        for row, flags in rows.items()
+        for row, line in rows.items()
     ]
-    assert [(name, " ".join(command.split()), data, k) for name, command, data, k in runs] == [
-        (name, " ".join(command.split()), data, k) for name, command, data, k in expected
+
+
+@pytest.mark.parametrize(
+    "data, rate, epochs",
+    [("cifar100", "3e-3", 1000), ("stl10", "2e-3", 2000), ("tiny-imagenet", "2e-3", 1000)],
+)
+def test_the_sparsehead_table_has_sparseheads_recipe(tmp_path, data, rate, epochs):
+    recipe = (
+        f"--batch-size 512 --optimizer adam --lr {rate} --weight-decay 1e-6 --epochs {epochs} "
+        "--crop-scale 0.2 1 --grey-p 0.1"
+    )
+    lines = {
+        "sh-simclr": "simclr.py --embedding 512 --temperature 0.5",
+        "sh-byol": "byol.py",
+        "sh-barlow": "barlow.py",
+        "sh-simclr-linear": "simclr.py --projector linear --embedding 512 --temperature 0.5",
+        "sh-resnet50": "simclr.py --arch resnet50 --embedding 2048 --temperature 0.5",
+    }
+    expected = [("sh-noproj", f"simclr.py --no-projector --temperature 0.5 {recipe}")]
+    for row, line in lines.items():
+        expected += [(row, f"{line} {recipe}"), (f"{row}-sparsehead", f"{line} {recipe} --reg sparsehead")]
+    assert planned(tmp_path, "sparsehead-table", "SEEDS=4", f"DATASETS={data}") == [
+        (f"results/paper/{data}/{row}/seed4.json", line) for row, line in expected
     ]
+
+
+def test_mini_keeps_the_papers_shares_of_64_dimensions(tmp_path):
+    rows = dict(planned(tmp_path, "table1", "directclr-tables", "table2", "SCALE=mini", "SEEDS=0"))
+    mini = " --train-size 5000 --width 8 --epochs 5 --batch-size 128"
+    for row, line in {
+        "cs-d200-k0": "simclr.py --no-projector --fixed-dims 39 --fixed-value 0",  # 312 · 64/512
+        "cs-d400-kinv": "simclr.py --no-projector --fixed-dims 14 --fixed-value 0.125",  # 112 · 64/512, 1/√64
+        "cs-d480-k1": "simclr.py --no-projector --fixed-dims 4 --fixed-value 1",
+        "cs-werank": "simclr.py --no-projector --fixed-dims 4 --reg werank",
+        "directclr-d8": "directclr.py --dim 1",
+        "directclr-d512": "directclr.py --dim 64",
+    }.items():
+        assert rows[f"results/mini/cifar10/{row}/seed0.json"] == line + mini
+
+
+def test_all_is_every_table_once_then_the_report(tmp_path):
+    done = make(tmp_path, "-n", "all", "SEEDS=0", "DATASETS=cifar10")
+    runs = re.findall(r"plan.py run (\S+)", done.stdout)
+    assert len(runs) == len(set(runs)) == 12 + 9 + 11 + 6 + 11
+    assert (
+        done.stdout.index("toy_linear.py")
+        < done.stdout.rindex("plan.py run")
+        < done.stdout.rindex("report.py")
+    )
+    assert "report.py" in make(tmp_path, "-n", "report").stdout
+    assert "report.py --figures" in make(tmp_path, "-n", "figures").stdout
+
+
+def test_finished_runs_are_skipped(tmp_path):
+    for row in TABLE_2:
+        if row != "cs":
+            path = tmp_path / f"results/paper/cifar10/{row}/seed0.json"
+            path.parent.mkdir(parents=True)
+            path.write_text("{}")
+    runs = planned(tmp_path, "table2", "SEEDS=0", "DATASETS=cifar10")
+    assert [result for result, _ in runs] == ["results/paper/cifar10/cs/seed0.json"]
 
 
 @pytest.mark.parametrize(
@@ -145,9 +235,28 @@ def test_a_failed_run_is_named_with_its_command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     result = plan.Path("results/short/cifar10/simclr/seed0.json")
     assert plan.train(result, [sys.executable, "-c", "raise SystemExit(3)"]) == 3
-    assert (
-        "short/cifar10/simclr/seed0 ended with exit code 3" in capsys.readouterr().err and not result.exists()
-    )
+    message = "short/cifar10/simclr/seed0 ended with exit code 3, log runs/short/cifar10/simclr/seed0.log"
+    assert message in capsys.readouterr().err and not result.exists()
+
+
+def test_what_a_run_prints_is_shown_and_kept_in_its_log(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    result = plan.Path("results/short/cifar10/simclr/seed0.json")
+    failing = "import sys; print('out'); print('é', file=sys.stderr); sys.exit(1)"
+    for _ in range(2):
+        assert plan.train(result, [sys.executable, "-c", failing]) == 1
+    log = plan.Path("runs/short/cifar10/simclr/seed0.log").read_text()
+    assert log == "out\né\n" * 2 and capsys.readouterr().out.count("out\né\n") == 2
+
+
+def test_other_recipes_have_their_own_pace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    timed_run("simclr", 10, finished=True)
+    slow = timed_run("sh-resnet50", 10, finished=True, seconds=300.0)
+    other = plan.Path("results/short/cifar10/sh-resnet50-sparsehead/seed1.json")
+    assert plan.pace(*plan.group(slow))[0] == 300 and plan.pace("short")[0] == 60
+    assert plan.seconds_left(other, plan.pace(*plan.group(other))) == 10 * 300 + 65
+    assert plan.pace(*plan.group(plan.Path("results/short/cifar10/sh-byol/seed0.json"))) is None
 
 
 def test_a_budget_stops_a_run_of_unknown_pace_and_the_next_make_continues_it(tmp_path, tiny):
