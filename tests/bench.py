@@ -161,6 +161,8 @@ def bench_penalties(args):
     x, width, batch = images(args, 4096).to(DEVICE), 64 if CUDA else 16, 512 if CUDA else 128
     steps = {reg: simclr(x, width, batch, reg) for reg in ("none", "lastlayer", "werank")}
     took = by_turns(steps, args.rounds, warm=5 if CUDA else 1, repeat=20 if CUDA else 1)
+    for reg, value in took.items():
+        yield f"step with penalty {reg}, width {width}, batch {batch}", value, "s", None
     for reg, goal in (("lastlayer", -1.0), ("werank", -10.0)):
         share = 100 * (took[reg] - took["none"]) / took["none"]
         yield f"{reg}, more of the step (width {width}, batch {batch})", share, "%", goal if CUDA else None

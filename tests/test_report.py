@@ -246,7 +246,10 @@ def test_linear_models_and_cost_are_judged_by_their_own_files(script, tmp_path):
     assert lines["C1"][0][2:4] == ["**holds**", "1 of 1 part as claimed"]
     assert lines["C2"][0][2:4] == ["**fails**", "1 of 2 parts as claimed"]
     assert lines["C3"][0][2] == "**no data**"
-    assert lines["C19"][0][2] == "**holds**" and "40 and 160 ms" in lines["C19"][0][3]
+    assert (
+        lines["C19"][0][2] == "**holds**"
+        and "costs 4.0 times `lastlayer`: 160 and 40 ms" in lines["C19"][0][3]
+    )
     (folder / "toy.json").write_text(json.dumps({"settings": settings | {"seeds": 2}, "claims": claims}))
     assert made(script, tmp_path)[1]["C1"][0][2] == "**undecided**"
 
