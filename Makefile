@@ -40,7 +40,7 @@ short := --epochs 50
 mini := --train-size 5000 --width 8 --epochs 5 --batch-size 128
 # Of D dimensions (512, mini 64): LL's d_r of 312, 112, 32 and k = 1/√D, DirectCLR's d0 of figure 12.
 D := $(if $(filter mini,$(SCALE)),64,512)
-of = $(shell expr \( $1 \* $D + 256 \) / 512)
+of = $(shell expr $1 \* $D / 512)
 inverse-512 := 0.0441942
 inverse-64 := 0.125
 
@@ -67,8 +67,8 @@ directclr-random := directclr.py --subvector random
 SWEEP := 8 32 128 256 512
 $(foreach d,$(SWEEP),$(eval directclr-d$d = directclr.py --dim $$(call of,$d)))
 
-# SparseHead's recipe (section 7.1), rows sh-*: Adam 3e-3 and 1000 epochs on CIFAR, 2e-3 elsewhere and 2000 epochs
-# on STL-10; batch 512 is lightly's for these epochs, crops and grey those of the SPARSEHEAD flags; z as wide as h.
+# SparseHead's recipe, rows sh-*: 3e-3 and 1000 epochs on CIFAR, 2e-3 elsewhere, 2000 epochs on STL-10; the paper is
+# silent about the batch size. SimCLR's z is as wide as h (d = m in its section 4).
 sh = --batch-size 512 --optimizer adam --lr $(if $(filter cifar%,$(data)),3e-3,2e-3) --weight-decay 1e-6 \
 	--epochs $(if $(filter stl10,$(data)),2000,1000) --crop-scale 0.2 1 --grey-p 0.1
 sh-noproj = simclr.py --no-projector --temperature 0.5 $(sh)
@@ -128,6 +128,12 @@ $(error SCALE=$(SCALE) is none of paper, short, mini)
 endif
 ifeq ($(strip $(SEEDS)),)
 $(error SEEDS= names no seed)
+endif
+ifneq ($(words $(DATASETS))$(findstring /,$(DATASETS)),$(words $(filter-out %.npz,$(DATASETS))))
+$(error DATASETS=$(DATASETS) must be names, cifar10 cifar100 stl10 tiny-imagenet, without a path)
+endif
+ifeq ($(strip $(DATASETS)),)
+$(error DATASETS= names no data set)
 endif
 ifdef BUDGET
 BUDGET_SECONDS := $(shell echo '$(subst ','\'',$(BUDGET))' | \

@@ -1008,8 +1008,8 @@ def min_max_ratio(z):
     z = F.normalize(z.double(), dim=1)
     distance = torch.cdist(z, z, compute_mode="donot_use_mm_for_euclid_dist")
     distance = distance[~torch.eye(len(z), dtype=torch.bool, device=z.device)].view(len(z), -1)
-    nearest = distance.amin(1).clamp(min=1e-12)
-    return ((distance.amax(1) - nearest) / nearest).mean().item()
+    nearest, farthest = distance.amin(1), distance.amax(1)
+    return ((farthest - nearest) / nearest.clamp(min=1e-12)).mean().item()
 
 
 def layer_statistics(encoder, projector, x):
@@ -1076,7 +1076,7 @@ def read_json(path):
     """What a JSON file holds; UserError where it is not one."""
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a readable JSON file ({brief(error)})") from None
 
 

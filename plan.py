@@ -141,7 +141,7 @@ def train(result, command):
     log.parent.mkdir(parents=True, exist_ok=True)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                env={**os.environ, "PYTHONUNBUFFERED": "1"})
-    copying = threading.Thread(target=copy_lines, args=(process.stdout, log))
+    copying = threading.Thread(target=copy_lines, args=(process.stdout, log), daemon=True)
     copying.start()
     for number in (signal.SIGINT, signal.SIGTERM):  # the run gets them too, saves, and says how it ended
         signal.signal(number, lambda n, _: process.send_signal(n) if n == signal.SIGTERM else None)
@@ -152,7 +152,7 @@ def train(result, command):
         process.wait()
         return 0
     finally:
-        copying.join()
+        copying.join(10)  # longer only if the run left processes behind
     if code:
         print(f"plan.py: {name_of(result)} ended with exit code {code}, log {log}: {' '.join(command)}",
               file=sys.stderr)

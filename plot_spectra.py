@@ -22,6 +22,8 @@ import common
 KEYS = ("backbone", "model", "state_dict")
 PREFIXES = ("", "module.", "backbone.", "module.backbone.", "encoder.", "module.encoder.")
 STYLES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3))]
+NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "stl10": "STL-10", "tiny-imagenet": "Tiny ImageNet",
+         "imagenet": "ImageNet"}
 LAYER_NAMES = {"h": "encoder output h", "z": "embedding z", "penultimate": "last-but-one block",
                "projector_hidden": "projector's hidden layer"}
 
@@ -96,9 +98,14 @@ def distinct(runs):
         yield label, runs[i][1]
 
 
-def number(value, digits=1):
+def number(value, digits=1, sign=False):
     """The value as text; what was not measured is a dash."""
-    return "–" if value is None else f"{value:.{digits}f}"
+    missing = value is None or not np.isfinite(value)
+    return "–" if missing else f"{value:{'+' if sign else ''}.{digits}f}"
+
+
+def title(dataset):
+    return NAMES.get(dataset, dataset)
 
 
 def table(runs):
@@ -117,9 +124,10 @@ def ln_spectrum(result, layer):
 
 
 def draw_curve(axis, results, layer, style, label):
-    """The mean of ln σ_k over results of one row, in a band from the least to the largest."""
+    """The mean of ln σ_k over results of one row, in a band from the least to the largest; σ_k that are only
+    rounding errors are left out."""
     s = np.array([ln_spectrum(result, layer) for result in results])
-    s = np.where(s > np.log(1e-29), s, np.nan)
+    s = np.where(s > s[:, :1] + np.log(1e-12), s, np.nan)
     k = np.arange(1, s.shape[1] + 1)
     line, = axis.plot(k, s.mean(0), linestyle=style, label=label)
     axis.fill_between(k, s.min(0), s.max(0), color=line.get_color(), alpha=0.25, linewidth=0)
@@ -139,7 +147,8 @@ def draw_spectra(runs, layer):
 def draw_norms(runs):
     figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
-    names = {"bare": r"$\|W^i\|^2$", "folded": r"$\gamma_i^2/(v_i+\epsilon)\;\|W^i\|^2$, with BatchNorm"}
+    names = {"bare": r"$\|W^i\|^2$",
+             "folded": r"$\gamma_i^2/(v_i+\epsilon)\;\|W^i\|^2$, with BatchNorm of running variance $v_i$"}
     for axis, (kind, name) in zip(axes, names.items()):
         for (label, result), marker in zip(runs, "o^sxv+" * len(runs)):
             norms = result["row_norms"]
@@ -165,9 +174,108 @@ def draw_covariance(runs, layer):
     figure = Figure(figsize=(1 + 3.6 * len(runs), 3.8), layout="constrained")
     axes = figure.subplots(1, len(runs), squeeze=False)
     images = [draw_heat_map(axis, result, layer, label) for axis, (label, result) in zip(axes[0], runs)]
-    figure.colorbar(images[-1], ax=axes, label=r"$|C_{ij}|$ / mean $C_{ii}$")
+    figure.colorbar(images[-1], ax=axes, label=r"$|C_{ij}|$ / mean $C_{ii}$", extend="max")
     figure.suptitle(f"Covariance of the {LAYER_NAMES[layer]}", fontsize=10)
     return figure
+
+
+# The papers' figures from results of many rows, for report.py: `results` is its Results.
+
+SWEEP = ("directclr", *(f"directclr-d{d}" for d in (8, 32, 128, 256, 512)))
+QUESTION = ("simclr", "noproj", "noproj-lastlayer")  # what all of this is about
+SPECTRA = {  # title, {panel: (row, layer) of its curves}
+    "ll-1a": ("LL figure 1a: h with and without projector", {"": [("noproj", "h"), ("simclr", "h")]}),
+    "ll-1b": ("LL figure 1b: h without projector",
+              {"": [("barlow-noproj", "h"), ("noproj", "h"), ("directclr", "h")]}),
+    "ll-3": ("LL figure 3: the encoder's last two blocks", {
+        block: [("noproj", layer), ("simclr", layer)]
+        for block, layer in (("last but one", "penultimate"), ("last", "h"))}),
+    "ll-4": ("LL figure 4: inside the projector", {"": [("simclr", "projector_hidden"), ("simclr", "z")]}),
+    "ll-5": ("LL figure 5: h with a constant subvector",
+             {"": [(f"cs-d{d}-k0", "h") for d in (200, 400, 480)]}),
+    "ll-6": ("LL figure 6: h with the last-layer penalty",
+             {"": [("noproj", "h"), ("noproj-lastlayer", "h")]}),
+    "directclr-2": ("DirectCLR figure 2: the embedding z", {"": [("simclr", "z")]}),
+    "directclr-7": ("DirectCLR figure 7: h with and without projector",
+                    {"": [("noproj", "h"), ("simclr-linear", "h"), ("simclr", "h")]}),
+    "directclr-9": ("DirectCLR figure 9: h of DirectCLR", {
+        head: [("directclr", "h"), (row, "h")] for head, row in (
+            ("(a) 2-layer MLP", "simclr"), ("(b) linear", "simclr-linear"), ("(c) none", "noproj"))}),
+    "sparsehead-1": ("SparseHead figure 1: h and z", {"(a) identity": [("sh-noproj", "h")]} | {
+        head: [(row, "h"), (row, "z")] for head, row in (
+            ("(b) linear", "sh-simclr-linear"), ("(c) MLP", "sh-simclr"),
+            ("(d) MLP, ResNet-50", "sh-resnet50"))}),
+    "sparsehead-3": ("SparseHead figure 3: with and without SparseHead", {
+        f"{name}, {layer}": [(row, layer), (f"{row}-sparsehead", layer)]
+        for row, name in (("sh-simclr", "ResNet-18"), ("sh-resnet50", "ResNet-50")) for layer in "hz"}),
+}
+
+
+def panels(heading, rows, columns, width=4.2, height=3.2, height_ratios=None):
+    figure = Figure(figsize=(max(width * columns, 5.5), height * rows + 0.4), layout="constrained")
+    figure.suptitle(heading, fontsize=11)
+    return figure, figure.subplots(rows, columns, squeeze=False, sharey="row", height_ratios=height_ratios)
+
+
+def draw_rows(results, scale, datasets, name):
+    heading, parts = SPECTRA[name]
+    figure, axes = panels(f"{heading} ({scale}; mean of ln σ, band: all seeds)", len(datasets), len(parts))
+    for line, dataset in zip(axes, datasets):
+        for axis, (part, curves) in zip(line, parts.items()):
+            for (row, layer), style in zip(curves, STYLES):
+                runs, label = results.of(scale, dataset, row).values(), f"{row}, {layer.replace('_', ' ')}"
+                if runs:
+                    draw_curve(axis, runs, layer, style, f"{label} ({scale}, n = {len(runs)})")
+                else:
+                    axis.plot([], [], linestyle=style, color="grey", label=f"{label}: not measured")
+            axis.set_title(f"{title(dataset)} {part}".strip(), fontsize=9)
+            axis.legend(fontsize=7)
+        line[0].set_ylabel(r"$\ln\,\sigma_k$")
+    return figure
+
+
+def draw_heat_maps(results, scale, datasets, _):
+    figure, axes = panels(f"LL figure 2: covariance of simclr ({scale})", len(datasets), 2, 4.6, 4.2)
+    for line, dataset in zip(axes, datasets):
+        seed, result = next(iter(results.of(scale, dataset, "simclr").items()))
+        for axis, layer in zip(line, "zh"):
+            image = draw_heat_map(axis, result, layer, f"{title(dataset)}, seed {seed}: {layer}")
+    figure.colorbar(image, ax=axes, label=r"$|C_{ij}|$ / mean $C_{ii}$", extend="max")
+    return figure
+
+
+def draw_sweep(results, scale, datasets, _):
+    figure, axes = panels(f"DirectCLR figure 12: size of the subvector ({scale})", 1, len(datasets))
+    for axis, dataset in zip(axes[0], datasets):
+        points = []
+        for row in SWEEP:
+            if runs := list(results.of(scale, dataset, row).values()):
+                y = [r["linear_top1"] for r in runs]
+                share = runs[0]["dim"] / len(runs[0]["spectra"]["h"])
+                points.append((share, np.mean(y), np.std(y, ddof=len(y) > 1)))
+        x, y, spread = zip(*sorted(points))
+        axis.errorbar(x, y, spread, fmt="o-", capsize=3, label=f"DirectCLR ({scale}), mean ± std")
+        if runs := results.of(scale, dataset, "noproj").values():
+            axis.axhline(np.mean([r["linear_top1"] for r in runs]), linestyle="--", color="grey",
+                         label=f"noproj ({scale})")
+        axis.set(xlabel=r"$d_0 / D$", xscale="log", ylabel="linear probe, %", title=title(dataset))
+        axis.legend(fontsize=8)
+    return figure
+
+
+def draw_row_norms(results, scale, datasets, _):
+    runs = []
+    for row in QUESTION:
+        for seed, result in list(results.of(scale, datasets[0], row).items())[:1]:
+            runs.append((f"{row} ({scale}, {title(datasets[0])}, seed {seed})", result))
+    return draw_norms(runs)
+
+
+FIGURES = {  # function, rows any of which it needs
+    **{name: (draw_rows, {row for curves in parts.values() for row, _ in curves})
+       for name, (_, parts) in SPECTRA.items()},
+    "ll-2": (draw_heat_maps, {"simclr"}), "directclr-12": (draw_sweep, set(SWEEP[1:])),
+    "row-norms": (draw_row_norms, set(QUESTION))}
 
 
 def main():

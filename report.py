@@ -5,10 +5,12 @@
     python report.py --results other -o a.md    other results, another page
 
 A result is results/<scale>/<dataset>/<row>/seed<k>.json. Rows are compared seed by seed: runs of one seed
-share initial encoder, order of images and views. A file that is no such result is named and left out, and the
-exit code is 1.
+share initial encoder, order of images and views. A file that is no such result, or not of the row and scale
+that it lies in, is named and left out, and the exit code is 1.
 """
 import argparse
+import functools
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -16,19 +18,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
 
 import common
-from plot_spectra import STYLES, draw_curve, draw_heat_map, draw_norms, ln_spectrum
+from plot_spectra import FIGURES, NAMES, QUESTION, ln_spectrum, number, panels, title
 
 SCALES = {"paper": "the papers' epochs and width", "short": "50 epochs, otherwise as the papers",
           "mini": "shows on a CPU that every row works"}  # from the most to the least telling
-NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "stl10": "STL-10", "tiny-imagenet": "Tiny ImageNet",
-         "imagenet": "ImageNet"}
 METRICS = {"knn200": "kNN-200", "knn5": "kNN-5", "linear_top1": "linear",
            "subvector_linear_top1": "linear on z"}
-QUESTION = ("simclr", "noproj", "noproj-lastlayer")  # what the question is about
-EQUAL, AT_LEAST = 1.0, 0.5  # points of accuracy that count as none, for "≈" and for "at least as good"
+EQUAL, AT_LEAST = 1.0, 0.2  # points of accuracy that count as none, for "≈" and for "at least as good"
+DIAGONAL, HARDLY, COLLAPSED = 0.1, 1 / 3, 0.01  # thresholds of C8, C9, C11
+EIGHTHS = 8  # parts of C15's spectrum
 
 
 # -------------------------------------------------------------------------------------- what the papers print
@@ -95,12 +95,12 @@ TABLES = [
 ]
 
 
-def paper_number(dataset, row, metric):
-    """What the papers print for a row on a data set, or on ImageNet where they have no other, or None."""
+def printed(dataset, row, metric):
+    """(what the papers print for a row, the data set), that on ImageNet where they have no other; or None."""
     for table in TABLES:
-        numbers = table.paper.get(dataset) or table.paper.get("imagenet") or {}
-        if row in numbers and metric in table.metrics:
-            return numbers[row][table.metrics.index(metric)]
+        for source in (dataset, "imagenet"):
+            if metric in table.metrics and row in table.paper.get(source, ()):
+                return table.paper[source][row][table.metrics.index(metric)], source
     return None
 
 
@@ -148,31 +148,43 @@ CLAIMS = {
 
 class Comparison(NamedTuple):
     """value(a result of each of `rows`, of one seed) is claimed to be above `bound`, or (within) between
-    -bound and bound. metric: that of which it is the difference, first row minus second, in points."""
+    -bound and bound; NaN where a result has nothing to judge. terms: if it is a difference in points of
+    accuracy, the (row, metric) of both."""
     claim: str
     text: str
     rows: tuple
     value: Callable
     bound: float = 0.0
     within: bool = False
-    metric: str | None = None
+    terms: tuple = ()
 
 
 def accuracy(claim, metric, a, b, bound=0.0, within=False):
     sign = "≈" if within else "≥" if bound else ">"
     return Comparison(claim, f"{METRICS[metric]}: {a} {sign} {b}", (a, b), lambda x, y: x[metric] - y[metric],
-                      bound, within, metric)
+                      bound, within, ((a, metric), (b, metric)))
 
 
 def fall(result):
     """ln(σ_mid / σ_1) of h: how far its spectrum has fallen half-way."""
     s = ln_spectrum(result, "h")
-    return s[max(1, len(s) // 2) - 1] - s[0]
+    return s[len(s) // 2 - 1] - s[0]
 
 
 def change(a, b, layer):
     """ln σ_k of a minus that of b, for every k."""
     return ln_spectrum(a, layer) - ln_spectrum(b, layer)
+
+
+def eighth(i):
+    """Mean over the i-th eighth of the k of the change in ln σ_k of h."""
+    return lambda a, b: np.array_split(change(a, b, "h"), EIGHTHS)[i].mean()
+
+
+def hardly(a, b):
+    """How far the mean |Δ ln σ| of the last but one block is below a third of h's."""
+    moved, before = (np.abs(change(a, b, layer)).mean() for layer in ("h", "penultimate"))
+    return HARDLY * moved - before
 
 
 def inside_projector(result):
@@ -183,56 +195,66 @@ def inside_projector(result):
 
 
 def weak_rows(kind):
-    """-ln of the median ‖W^i‖² of the tenth of h's dimensions of least variance, relative to that of all."""
+    """-ln of the median ‖W^i‖² of h's collapsed dimensions, relative to that of all; NaN without any."""
     def value(result):
         norm, variance = (np.array(result["row_norms"][key]) for key in (kind, "variance"))
-        weakest = np.argsort(variance)[:max(1, len(variance) // 10)]
-        return -np.log(max(np.median(norm[weakest]), 1e-30) / max(np.median(norm), 1e-30))
+        collapsed = variance < COLLAPSED * np.median(variance)
+        few = np.median(norm[collapsed]) if collapsed.any() else np.nan
+        return -np.log(np.maximum(few, 1e-30) / max(np.median(norm), 1e-30))
     return value
 
 
-def rankme(layer):
-    return lambda a, b: a["rankme"][layer] - b["rankme"][layer]
+def rise(statistic, layer):
+    return lambda a, b: a[statistic][layer] - b[statistic][layer]
+
+
+def offdiagonal(result, layer):
+    return result["covariance"][layer]["offdiagonal"]
 
 
 COMPARISONS = [
     *[Comparison(claim, f"{text} of h: {a} > {b}", (a, b), value)
       for claim, a, b in (("C6", "simclr", "noproj"), ("C7", "noproj", "barlow-noproj"))
-      for text, value in (("RankMe", rankme("h")), ("ln σ_mid/σ₁", lambda x, y: fall(x) - fall(y)))],
-    Comparison("C8", "simclr's mean abs(off-diagonal) / diagonal of the covariance: h > z", ("simclr",),
-               lambda x: x["covariance"]["h"]["offdiagonal"] - x["covariance"]["z"]["offdiagonal"]),
-    Comparison("C9", "mean abs(Δ ln σ) of simclr and noproj: h > last but one block", ("simclr", "noproj"),
-               lambda x, y: np.abs(change(x, y, "h")).mean() - np.abs(change(x, y, "penultimate")).mean()),
+      for text, value in (("RankMe", rise("rankme", "h")),
+                          ("ln σ_mid/σ₁", lambda x, y: fall(x) - fall(y)))],
+    Comparison("C8", "simclr's mean |off-diagonal| / diagonal of the covariance: h > z", ("simclr",),
+               lambda x: offdiagonal(x, "h") - offdiagonal(x, "z")),
+    Comparison("C8", f"{DIAGONAL} minus simclr's mean |off-diagonal| / diagonal of z: > 0", ("simclr",),
+               lambda x: DIAGONAL - offdiagonal(x, "z")),
+    Comparison("C9", "a third of h's mean |Δ ln σ|, simclr to noproj > that of the last but one block",
+               ("simclr", "noproj"), hardly),
     Comparison("C10", "mean ln σ in simclr's projector: hidden layer > z", ("simclr",), inside_projector),
-    *[Comparison("C11", f"noproj's ‖W^i‖² ({kind}), median of the tenth of least variance over that of all: "
-                 "-ln > ln 10", ("noproj",), weak_rows(kind), np.log(10)) for kind in ("bare", "folded")],
+    *[Comparison("C11", f"-ln(‖W^i‖² of noproj's collapsed dimensions / of all), {kind}: > ln 10",
+                 ("noproj",), weak_rows(kind), np.log(10)) for kind in ("bare", "folded")],
     *[accuracy("C12", "knn200", f"cs-d{d}-{a}", f"cs-d{d}-{b}")
       for d in (200, 400, 480) for a, b in (("k0", "kinv"), ("kinv", "k1"))],
     *[accuracy("C12", "knn200", f"cs-d{a}-{k}", f"cs-d{b}-{k}")
       for k in CONSTANTS for a, b in ((480, 400), (400, 200))],
     *[accuracy("C13", "knn200", f"{base}-lastlayer", base) for base in BASES],
     *[accuracy("C14", "knn200", f"{base}-lastlayer", f"{base}-werank", -AT_LEAST) for base in BASES],
-    *[Comparison("C15", f"{name} over k of Δ ln σ_k of h: noproj-lastlayer > noproj",
-                 ("noproj-lastlayer", "noproj"), lambda x, y, of=of: of(change(x, y, "h")))
-      for name, of in (("mean", np.mean), ("least", np.min))],
+    *[Comparison("C15", f"ln σ_k of h, part {i + 1} of {EIGHTHS} of the k: noproj-lastlayer > noproj",
+                 ("noproj-lastlayer", "noproj"), eighth(i)) for i in range(EIGHTHS)],
     *[accuracy("C16", "linear_top1", *rows) for rows in (
         ("directclr", "simclr-linear"), ("simclr-linear", "noproj"),
         ("simclr-orthogonal", "noproj", EQUAL, True), ("simclr-diagonal", "simclr-linear", EQUAL, True),
         ("simclr-lowrank", "simclr-lowrank-diagonal", EQUAL, True),
         *((row, "directclr-random") for row in PROJECTORS if row != "directclr-random"))],
-    Comparison("C16", "linear: directclr's h > its z", ("directclr",),
-               lambda x: x["linear_top1"] - x["subvector_linear_top1"]),
+    Comparison("C16", "linear: directclr > directclr, probe on z", ("directclr",),
+               lambda x: x["linear_top1"] - x["subvector_linear_top1"],
+               terms=(("directclr", "linear_top1"), ("directclr", "subvector_linear_top1"))),
     *[accuracy("C17", metric, f"{row}-sparsehead", row)
       for row in METHODS for metric in ("linear_top1", "knn5")],
     *[Comparison("C18", f"{text}: {row}-sparsehead {sign} {row}", (f"{row}-sparsehead", row), value)
-      for row in (*METHODS, "sh-resnet50") for text, sign, value in (
-          ("RankMe of z", "<", lambda x, y: rankme("z")(y, x)), ("RankMe of h", ">", rankme("h")),
-          ("min-max ratio of z", ">", lambda x, y: x["min_max_ratio"]["z"] - y["min_max_ratio"]["z"]))],
+      for row in ("sh-simclr", "sh-resnet50") for text, sign, value in (
+          ("RankMe of z", "<", lambda x, y: rise("rankme", "z")(y, x)),
+          ("RankMe of h", ">", rise("rankme", "h")),
+          ("min-max ratio of z", ">", rise("min_max_ratio", "z")))],
 ]
 
 
 # ------------------------------------------------------------------------------------------------- statistics
 
+@functools.cache
 def t_quantile(p, df):
     """Quantile p >= 0.5 of Student's t: with t = √df tan θ its density is that of cos^(df - 1) θ."""
     edges = np.linspace(0, np.pi / 2, 1_000_001)
@@ -241,15 +263,19 @@ def t_quantile(p, df):
 
 
 class Estimate(NamedTuple):
-    """n paired differences: their mean and the half-width of its 95 % interval, infinite for n = 1, which is
-    the smallest difference that such pairs could have shown (two-sided 5 %)."""
+    """n paired differences, their mean and its standard error (infinite for n = 1)."""
     n: int
     mean: float
-    half: float
+    error: float
 
-    def judge(self, bound=0.0, within=False):
+    def half(self, alpha=0.05):
+        """Half the width of the mean's 1 - alpha interval: the smallest difference that n such pairs could
+        have shown at alpha, two-sided."""
+        return t_quantile(1 - alpha / 2, self.n - 1) * self.error if self.n > 1 else np.inf
+
+    def judge(self, bound=0.0, within=False, alpha=0.05):
         """holds, fails or undecided: on which side of what is claimed the whole interval lies."""
-        low, high = self.mean - self.half, self.mean + self.half
+        low, high = self.mean - self.half(alpha), self.mean + self.half(alpha)
         agrees = -bound < low and high < bound if within else low > bound
         against = low > bound or high < -bound if within else high < bound
         return "undecided" if self.n < 3 or not (agrees or against) else "holds" if agrees else "fails"
@@ -259,45 +285,41 @@ class Estimate(NamedTuple):
 
 
 def estimate(differences):
-    """The Estimate of a list of paired differences, None of an empty one."""
-    n, half = len(differences), np.inf
-    if n > 1:
-        half = t_quantile(0.975, n - 1) * np.std(differences, ddof=1) / n ** 0.5
-    return Estimate(n, float(np.mean(differences)), float(half)) if n else None
+    """The Estimate of a list of paired differences, of which NaNs do not count; None of an empty one."""
+    found = [x for x in differences if not np.isnan(x)]
+    mean = np.mean(found) if found else np.nan
+    error = np.std(found, ddof=1) / len(found) ** 0.5 if len(found) > 1 else np.inf
+    return Estimate(len(found), float(mean), float(error)) if differences else None
 
 
 # ---------------------------------------------------------------------------------------------------- results
 
 class Results:
-    """runs: {(scale, dataset, row): {seed: what result.json holds}}; problems: files left out, and why."""
+    """runs: {(scale, dataset, row): {seed: what result.json holds}}; problems: files left out, and why.
+    single: {name: content} of the files that are not of one run, toy.json and bench-*.json."""
 
     def __init__(self, folder):
-        self.runs, self.problems = {}, []
-        for path in sorted(folder.glob("*/*/*/*.json")):
-            scale, dataset, row, seed = path.relative_to(folder).with_suffix("").parts
+        self.runs, self.single, self.problems = {}, {}, []
+        for path in sorted(folder.rglob("*.json")):
+            parts = path.relative_to(folder).with_suffix("").parts
             try:
-                result = common.read_json(path)
-                _check(result, scale, dataset, seed)
-            except (KeyError, TypeError, ValueError) as error:
-                why = str(error) if isinstance(error, common.UserError) else f"is no result ({error!r})"
+                content = common.read_json(path)
+                if len(parts) == 4:
+                    self.runs.setdefault(parts[:3], {})[check(content, *parts)] = content
+                elif path.name == "toy.json":
+                    require(isinstance(content["claims"], dict), "has no claims")
+                    for claim in content["claims"]:
+                        toy_verdict(content, claim)
+                    self.single[path.name] = content
+                elif len(parts) == 1 and path.name.startswith("bench-"):
+                    cost_verdict([content])
+                    self.single[path.name] = content
+                else:
+                    raise common.UserError("is not at <scale>/<dataset>/<row>/seed<k>.json")
+            except (AttributeError, LookupError, TypeError, ValueError, ZeroDivisionError) as error:
+                why = f"lacks {error}" if isinstance(error, KeyError) else common.brief(error)
+                why = why if isinstance(error, KeyError | common.UserError) else f"is no result ({why})"
                 self.problems.append(why if str(path) in why else f"{path} {why}")
-            else:
-                self.runs.setdefault((scale, dataset, row), {})[int(seed[4:])] = result
-        self._leave_out_other_settings(folder)
-
-    def _leave_out_other_settings(self, folder):
-        """Runs of a scale, data set and recipe are comparable if trained alike: as most of them."""
-        recipes = {}
-        for (scale, dataset, row), seeds in self.runs.items():
-            members = recipes.setdefault((scale, dataset, row.startswith("sh-")), [])
-            members += [(row, seed, setting(result)) for seed, result in seeds.items()]
-        for (scale, dataset, _), members in recipes.items():
-            usual = Counter(found for _, _, found in members).most_common(1)[0][0]
-            for row, seed, found in members:
-                if found != usual:
-                    path = folder / scale / dataset / row / f"seed{seed}.json"
-                    self.problems.append(f"{path} has {found}, most others {usual}")
-                    del self.runs[scale, dataset, row][seed]
 
     def of(self, scale, dataset, row):
         """{seed: result} of a row, in the order of seeds."""
@@ -314,29 +336,90 @@ class Results:
         return [name for name in NAMES if name in found] + sorted(found - set(NAMES))
 
     def compare(self, comparison, scale, dataset):
-        """The Estimate of a Comparison from the seeds that all its rows have, None without any."""
+        """The Estimate of a Comparison from the seeds that all its rows have on one kind of device; None
+        without any."""
         sides, values = [self.of(scale, dataset, row) for row in comparison.rows], []
         for seed in sorted(set.intersection(*map(set, sides))):
-            value = comparison.value(*(side[seed] for side in sides))
-            values += [float(value)] if np.isfinite(value) else []
+            runs = [side[seed] for side in sides]
+            if len({source_of_chance(run) for run in runs}) == 1:
+                values.append(float(comparison.value(*runs)))
         return estimate(values)
 
 
-def _check(result, scale, dataset, seed):
-    """Refuses what is no result of its place: KeyError, TypeError, ValueError."""
-    arguments = result["config"]["arguments"]
-    if scale not in SCALES:
-        raise common.UserError(f"is at the scale {scale}, none of {', '.join(SCALES)}")
-    if seed != f"seed{arguments['seed']}" or Path(arguments["dataset"]).stem != dataset:
-        raise common.UserError(f"holds seed {arguments['seed']} on {arguments['dataset']}")
-    numbers = [result[key] for key in ("knn200", "knn5", "linear_top1", "seconds")]
-    for layer in ("h", "z", "penultimate"):
-        numbers += [result["rankme"][layer], result["min_max_ratio"][layer], *result["spectra"][layer],
-                    result["covariance"][layer]["offdiagonal"]]
-    numbers += [x for key in ("bare", "folded", "variance") for x in result["row_norms"][key]]
-    if not all(isinstance(x, int | float) and np.isfinite(x) for x in numbers):
-        raise common.UserError("holds something that is no number")
-    setting(result), device(result)
+def source_of_chance(result):
+    """What decides with the seed which images and views a run sees: CPU or which GPU, and torch's version."""
+    config = result["config"]
+    device = "CPU" if " CPU, " in config["device"] else config["device"]
+    return device, config["torch"].split("+")[0]
+
+
+def wanted(scale, dataset, row):
+    """The arguments that a row must have been trained with at a scale, of those that it has."""
+    arguments = {"epochs": 200, "width": 64, "train_size": None}
+    known = {name for table in TABLES for name in table.rows}
+    if row in known:
+        reg = next((reg for reg in common.REG_WEIGHT if row.endswith(f"-{reg}")), "none")
+        arguments |= {"batch_size": 128, "optimizer": "sgd", "lr": 0.06, "weight_decay": 5e-4, "grey_p": 0.2,
+                      "crop_scale": [0.08, 1.0], "jitter": [0.4, 0.4, 0.4, 0.1], "temperature": 0.2,
+                      "cross_view": False, "lambd": 5e-3, "reg": reg, "reg_weight": common.REG_WEIGHT[reg],
+                      "reg_on": None, "arch": "resnet50" if "resnet50" in row else "resnet18"}
+    if row in known and row.startswith("sh-"):
+        arguments |= {"epochs": 2000 if dataset == "stl10" else 1000, "batch_size": 512, "optimizer": "adam",
+                      "lr": 3e-3 if dataset.startswith("cifar") else 2e-3, "weight_decay": 1e-6,
+                      "temperature": 0.5, "crop_scale": [0.2, 1.0], "grey_p": 0.1}
+    return arguments | {"paper": {}, "short": {"epochs": 50}, "mini": {
+        "epochs": 5, "width": 8, "train_size": 5000, "batch_size": 128}}[scale]
+
+
+def own_name(row, dim):
+    """What its script calls a row of the papers, whose names have the numbers of 512 dimensions."""
+    name = re.sub("^cs(?!-d)", "cs-d480-k0", row.removeprefix("sh-").replace("resnet50", "simclr"))
+    name = name.replace("kinv", f"k{dim ** -0.5:g}")
+    return re.sub(r"-d(\d+)", lambda found: f"-d{int(found[1]) * dim // 512}", name)
+
+
+def check(result, scale, dataset, row, seed):
+    """The seed of a result that is whole and of its place; else an error that says what is wrong."""
+    config, arguments = result["config"], result["config"]["arguments"]
+    require(scale in SCALES, f"is at the scale {scale}, none of {', '.join(SCALES)}")
+    require(type(arguments["seed"]) is int and seed == f"seed{arguments['seed']}"
+            and Path(arguments["dataset"]).stem == dataset,
+            f"holds seed {arguments['seed']} of {arguments['dataset']}")
+    require(all(isinstance(config[key], str) for key in ("device", "torch", "name")), "lacks its origin")
+    percent, dim = ["knn200", "knn5", "linear_top1"], len(result["spectra"]["h"])
+    if "directclr" in row:
+        percent += ["subvector_linear_top1"]
+        require(is_number(result["dim"], 1, dim), "has no valid dim")
+    for key in percent:
+        require(is_number(result[key], 0, 100), f"has no valid {key}")
+    require(is_number(result["seconds"], 1e-9), "has no valid seconds")
+    hidden = result["spectra"]["projector_hidden"] is not None or row in TABLE2 and row.startswith("simclr")
+    for layer in ("h", "z", "penultimate", *["projector_hidden"] * hidden):
+        found, block = result["covariance"][layer], result["covariance"][layer]["block"]
+        numbers = [*(result["spectra"][layer] or ()), result["rankme"][layer], result["min_max_ratio"][layer]]
+        require(len(numbers) > 2 and all(is_number(x, 0) for x in (*numbers, found["offdiagonal"])),
+                f"has no valid spectrum, rankme, min_max_ratio or covariance of {layer}")
+        require(all(len(line) == len(block) and all(map(is_number, line)) for line in block),
+                f"has no square covariance of {layer}")
+    lengths = {dim, len(result["spectra"]["penultimate"]), *map(len, result["row_norms"].values())}
+    require(lengths == {dim} and dim >= EIGHTHS, f"has spectra and row_norms of {sorted(lengths)} dimensions")
+    for key in ("bare", "folded", "variance"):
+        require(all(is_number(x, 0) for x in result["row_norms"][key]), f"has no valid row_norms, {key}")
+    other = [f"{key} {arguments[key]}, not {value}" for key, value in wanted(scale, dataset, row).items()
+             if key in arguments and arguments[key] != value]
+    if any(row in table.rows for table in TABLES) and config["name"] != own_name(row, dim):
+        other.append(f"{config['name']}, not {own_name(row, dim)}")
+    require(not other, f"is not {row} at scale {scale}: {'; '.join(other)}")
+    return arguments["seed"]
+
+
+def require(condition, otherwise):
+    if not condition:
+        raise common.UserError(otherwise)
+
+
+def is_number(x, low=-np.inf, high=np.inf):
+    return type(x) in (int, float) and low <= x <= high and abs(x) < np.inf
 
 
 def setting(result):
@@ -345,20 +428,7 @@ def setting(result):
     return f"{images}, width {a['width']}, {a['epochs']} epochs, batch {a['batch_size']}"
 
 
-def device(result):
-    return f"{result['config']['device']}, torch {result['config']['torch']}"
-
-
 # --------------------------------------------------------------------------------------------------- the page
-
-def number(value, digits=1, sign=False):
-    missing = value is None or not np.isfinite(value)
-    return "–" if missing else f"{value:{'+' if sign else ''}.{digits}f}"
-
-
-def title(dataset):
-    return NAMES.get(dataset, dataset)
-
 
 def cells(*values):
     """A line of a Markdown table."""
@@ -372,8 +442,8 @@ def mean_std(values):
 
 def difference(e):
     """Mean and interval: +0.31 [-0.20, +0.82]."""
-    interval = f" [{e.mean - e.half:+.2f}, {e.mean + e.half:+.2f}]" if np.isfinite(e.half) else ""
-    return f"{e.mean:+.2f}{interval}"
+    half = e.half()
+    return f"{e.mean:+.2f}" + (f" [{e.mean - half:+.2f}, {e.mean + half:+.2f}]" if np.isfinite(half) else "")
 
 
 def count(n, what):
@@ -383,25 +453,28 @@ def count(n, what):
 def table_lines(results, table, scale):
     """A table at a scale, by data set; the paper's data sets without any run are named at the end."""
     datasets = results.datasets(scale, table.rows)
+    more = {"RankMe h": ("rankme", "h"), "RankMe z": ("rankme", "z")}
+    if table.target == "sparsehead-table":
+        more |= {"min-max h": ("min_max_ratio", "h"), "min-max z": ("min_max_ratio", "z")}
     for dataset in datasets:
         yield from (f"**{title(dataset)}**", "")
-        printed = "paper, ImageNet" if "imagenet" in table.paper else "paper"
-        columns = [x for metric in table.metrics for x in (METRICS[metric], printed, "difference")]
-        columns = ["row", "", *columns, "RankMe h", "RankMe z", "minutes"]
+        source = "paper, ImageNet" if "imagenet" in table.paper else "paper"
+        columns = [x for metric in table.metrics for x in (METRICS[metric], source, "difference")]
+        columns = ["row", "", *columns, *more, "minutes"]
         yield from (cells(*columns), cells(*["---"] * len(columns)))
         for row, label in table.rows.items():
             runs, found = list(results.of(scale, dataset, row).values()), []
             for metric in table.metrics:
-                ours, paper = [r[metric] for r in runs if metric in r], paper_number(dataset, row, metric)
-                gap = np.mean(ours) - paper if ours and paper is not None else None
+                ours, (paper, where) = [r[metric] for r in runs], printed(dataset, row, metric) or (None, "")
+                gap = np.mean(ours) - paper if ours and where == dataset else None
                 found += [mean_std(ours), number(paper), number(gap, sign=True)]
-            found += [mean_std([r["rankme"][layer] for r in runs]) if runs else "–" for layer in "hz"]
+            found += [mean_std([r[key][of] for r in runs]) if runs else "–" for key, of in more.values()]
             minutes = number(np.mean([r["seconds"] for r in runs]) / 60) if runs else "–"
             yield cells(f"`{row}`", label, *found, minutes)
         runs = [r for row in table.rows for r in results.of(scale, dataset, row).values()]
-        ways = Counter(f"{setting(r)}; {device(r)}" for r in runs)
-        yield from ("", f"`make {table.target} SCALE={scale} DATASETS={dataset}`. " + " ".join(
-            f"{count(n, 'run')}: {way}." for way, n in sorted(ways.items())), "")
+        ways = Counter("{}; {device}, torch {torch}".format(setting(r), **r["config"]) for r in runs)
+        command = f"`make {table.target} SCALE={scale} DATASETS={dataset}`. " if table.target else ""
+        yield from ("", command + " ".join(f"{count(n, 'run')}: {w}." for w, n in sorted(ways.items())), "")
     if missing := [NAMES[d] for d in table.paper if d not in (*datasets, "imagenet")]:
         yield from (f"Not measured at this scale: {', '.join(missing)}.", "")
 
@@ -413,36 +486,46 @@ def judged(results, claim, scale):
         yield from found if any(e for _, _, e in found) else ()
 
 
+def most_telling(sizes):
+    """Of {scale: every n of what is measured there} the scale to judge by: not mini if there is another, then
+    the one with the most n of 3 or more, then the nearest to the papers'; None without any."""
+    order = {scale: (scale != "mini", sum(n >= 3 for n in found), -list(SCALES).index(scale))
+             for scale, found in sizes.items() if found}
+    return max(order, key=order.get, default=None)
+
+
 def claim_scale(results, claim):
-    """The scale to judge a claim at: the most telling one with three pairs, else with any; None without."""
-    pairs = {scale: max((e.n for _, _, e in judged(results, claim, scale) if e), default=0)
-             for scale in results.scales()}
-    return next((scale for least in (3, 1) for scale, n in pairs.items() if n >= least), None)
+    return most_telling({scale: [e.n for _, _, e in judged(results, claim, scale) if e]
+                         for scale in results.scales()})
 
 
-def trained_verdict(results, claim):
-    """(verdict, statistic, measured at) of one of C6 … C18."""
-    scale = claim_scale(results, claim)
+def trained_verdict(results, claim, scale):
+    """(verdict, statistic, measured at) of one of C6 … C18 at a scale.
+
+    To hold, every difference must, and be measured. One is enough to fail, so its interval is as wide as
+    their number asks for (Bonferroni).
+    """
     if scale is None:
         return "no data", "–", "–"
     found = list(judged(results, claim, scale))
-    measured = [(e, e.judge(c.bound, c.within), e.as_claimed(c.bound, c.within)) for _, c, e in found if e]
-    verdicts, n = Counter(verdict for _, verdict, _ in measured), {e.n for e, _, _ in measured}
-    if scale == "mini":
-        verdict = "undecided (scale)"
-    elif verdicts["fails"]:
-        verdict = "fails"
-    else:
-        verdict = "holds" if verdicts["holds"] == len(found) else "undecided"
-    agree = sum(seen for _, _, seen in measured)
-    statistic = (f"{agree} of {count(len(measured), 'difference')} as claimed; intervals: "
-                 f"{verdicts['holds']} for it, {verdicts['fails']} against it")
-    if len(measured) == 1:
-        statistic = f"{difference(measured[0][0])}, {'as claimed' if measured[0][2] else 'against it'}"
-    if len(measured) < len(found):
-        statistic += f"; {len(found) - len(measured)} not measured"
+    measured = [(c, e) for _, c, e in found if e and e.n]
+    holding = sum(e.judge(c.bound, c.within) == "holds" for c, e in measured)
+    failing = sum(e.judge(c.bound, c.within, 0.05 / len(measured)) == "fails" for c, e in measured)
+    agree = sum(e.as_claimed(c.bound, c.within) for c, e in measured)
+    verdict = "fails" if failing else "holds" if holding == len(found) else "undecided"
+    verdict = "undecided (scale)" if scale == "mini" else verdict
+    statistic = (f"{agree} of {count(len(measured), 'difference')} as claimed, {holding} of them shown; "
+                 f"{failing} refuted")
+    if not measured:
+        statistic = f"nothing to judge in {count(len(found), 'difference')}"
+    elif len(measured) == 1:
+        statistic = f"{difference(measured[0][1])}, {'as claimed' if agree else 'against it'}"
+    if 0 < len(measured) < len(found):
+        statistic += f"; {len(found) - len(measured)} not measured or nothing to judge"
+    sizes = sorted({e.n for _, _, e in found if e})
     datasets = ", ".join(dict.fromkeys(title(d) for d, _, _ in found))
-    return verdict, statistic, f"`{scale}`, {datasets}, n = {'–'.join(map(str, sorted({min(n), max(n)})))}"
+    sizes = "–".join(map(str, sorted({sizes[0], sizes[-1]})))
+    return verdict, statistic, f"`{scale}`, {datasets}, n = {sizes}"
 
 
 def toy_verdict(toy, claim):
@@ -458,58 +541,84 @@ def toy_verdict(toy, claim):
 
 
 def cost_verdict(benches):
-    """(verdict, statistic, measured at) of C19 from results/bench-*.json: holds if `lastlayer` is cheaper."""
+    """(verdict, statistic, measured at) of C19, from results/bench-*.json: holds if `lastlayer` costs less
+    than WERank and neither's cost grows faster than the cube of the width."""
     texts, holds = [], []
     for bench in benches:
         found = {row["what"]: row["value"] for row in bench["rows"]}
-        alone = [found.get(f"{reg} with its gradient, alone, width 64") for reg in ("lastlayer", "werank")]
-        if None not in alone:
-            steps = [f"a {what} {1e3 * x:.4g} ms" for what, x in found.items() if "with penalty" in what]
-            ratio = (f"`werank` costs {alone[1] / alone[0]:.1f} times `lastlayer`: {alone[1]:.3g} and "
-                     f"{alone[0]:.3g} ms with its gradient, alone, ResNet-18 of width 64")
-            texts.append("; ".join([ratio, *steps]))
-            holds.append(alone[0] < alone[1])
+        both = [found.get(f"{reg} with its gradient, alone, width 64") for reg in ("lastlayer", "werank")]
+        powers = [found.get(f"{reg} alone, power of the width") for reg in ("lastlayer", "werank")]
+        if None not in (*both, *powers):
+            steps = [f"{what.removeprefix('step with penalty ')} {1e3 * x:.4g} ms"
+                     for what, x in found.items() if "with penalty" in what]
+            texts.append(
+                f"alone, with gradient, ResNet-18 of width 64: `lastlayer` {both[0]:.3g} ms, `werank` "
+                f"{both[1]:.3g} ms, {both[1] / both[0]:.1f} times; they grow with the width to the power "
+                f"{powers[0]:.1f} and {powers[1]:.1f}; a step with penalty {', '.join(steps)}")
+            holds.append(both[0] < both[1] and max(powers) < 3.3)
     return (("holds" if all(holds) else "fails", " / ".join(texts), " / ".join(b["device"] for b in benches))
             if holds else ("no data", "–", "–"))
 
 
+def replaced(need, gap, gain):
+    """Whether the penalty replaces the projector, from the Estimates of what the projector is worth, of what
+    the penalty lacks of it, and of what it gains."""
+    if need.judge(AT_LEAST) == "fails":
+        return "there is **nothing to replace**, the projector gains less than that"
+    if gap.judge(-AT_LEAST) == "fails":
+        return "the penalty does **not replace** the projector"
+    if need.judge(AT_LEAST) == gain.judge() == gap.judge(-AT_LEAST) == "holds":
+        return "the penalty **replaces** the projector"
+    return "it is **undecided** whether the penalty replaces the projector"
+
+
 def opening(results):
     """Does a last-layer penalty replace the projector? Three sentences, from the most telling scale."""
-    def pairs(row):
-        return results.compare(accuracy("", "knn200", "noproj-lastlayer", row), scale, dataset)
+    pairs = (("simclr", "noproj"), ("noproj-lastlayer", "simclr"), ("noproj-lastlayer", "noproj"))
+    pairs = [accuracy("", "knn200", *pair) for pair in pairs]
+    found = {scale: {dataset: [results.compare(pair, scale, dataset) for pair in pairs]
+                     for dataset in results.datasets(scale)} for scale in results.scales()}
+    found = {scale: {dataset: three for dataset, three in sets.items() if None not in three}
+             for scale, sets in found.items()}
+    scale = most_telling({scale: [min(e.n for e in three) for three in sets.values()]
+                          for scale, sets in found.items()})
+    if scale is None:
+        yield "Nothing that answers it has been measured yet: `make table2` does."
+        return
+    means = "; ".join(title(dataset) + ": " + ", ".join(
+        mean_std([r["knn200"] for r in results.of(scale, dataset, row).values()]) for row in QUESTION)
+        for dataset in found[scale])
+    first = next(iter(results.of(scale, next(iter(found[scale])), "simclr").values()))
+    yield (f"At scale `{scale}` ({setting(first)}) the kNN-200 of SimCLR with its projector, without, and "
+           f"without but with the last-layer penalty is {means}.")
+    yield "In points: " + "; ".join(
+        f"on {title(dataset)} the projector is worth {difference(need)}, the penalty {difference(gain)}, "
+        f"which leaves SimCLR with the penalty at {difference(gap)} from SimCLR with the projector"
+        for dataset, (need, gap, gain) in found[scale].items()) + "."
+    if scale == "mini":
+        yield ("That is no verdict: so narrow a network, trained so briefly, says nothing about the papers' "
+               "setting, and whether the penalty replaces the projector is **undecided** until `short` or "
+               "`paper` is measured.")
+    else:
+        yield f"So, to within {AT_LEAST} points, " + "; ".join(
+            f"on {title(dataset)} {replaced(*three)}" for dataset, three in found[scale].items()) + "."
 
-    for least, scale in [(least, scale) for least in (3, 1) for scale in results.scales()]:
-        for dataset in results.datasets(scale):
-            gap, gain = pairs("simclr"), pairs("noproj")
-            if not gap or not gain or min(gap.n, gain.n) < least:
-                continue
-            runs = [list(results.of(scale, dataset, row).values()) for row in QUESTION]
-            means = [mean_std([r["knn200"] for r in side]) for side in runs]
-            yield (f"At scale `{scale}` ({setting(runs[0][0])}) on {title(dataset)} SimCLR's kNN-200 is "
-                   f"{means[0]} with its projector, {means[1]} without, and {means[2]} without but with the "
-                   "last-layer penalty.")
-            yield (f"The penalty moves SimCLR without projector by {difference(gain)} points, and "
-                   f"{difference(gap)} points separate it from SimCLR with projector.")
-            within = f", to within {AT_LEAST} points"
-            yield ("That is no verdict: so narrow a network, trained so briefly, says nothing about the "
-                   "papers' setting, and whether the penalty replaces the projector is **undecided** until "
-                   "`short` or `paper` is measured." if scale == "mini" else
-                   {"holds": f"So the penalty **replaces** the projector{within}.",
-                    "fails": f"So the penalty does **not replace** the projector{within}.",
-                    "undecided": "So whether the penalty replaces the projector is **undecided**."
-                    }[gap.judge(-AT_LEAST)])
-            return
-    yield "Nothing that answers it has been measured yet: `make table2` does."
 
+METHOD = f"""Made by `make report` from the JSON files in `results/`, nothing by hand.
 
-METHOD = f"""Made by `make report` from the JSON files in `results/`, nothing by hand. ± is the standard
-deviation over seeds, their number in brackets. Differences are paired by seed: runs of one seed share initial
-encoder, order of images and views. Intervals are Student's, of 95 %; "could have shown" is the smallest
-difference that the pairs could have shown (two-sided 5 %). A claim holds if all its intervals lie on its
-side, fails if one lies on the other, and is undecided otherwise, and with fewer than 3 pairs. "≈" means
-within {EQUAL:g} point of accuracy, "≥" within {AT_LEAST:g}. Intervals are not corrected for their number:
-where nothing differs, one in 20 excludes 0. Minutes are those of a run's training. C6–C18 are not decided at
-scale `mini`, whatever its numbers look like."""
+h is the encoder's output, which is evaluated; z what the loss sees; kNN-200, kNN-5 and linear are percent of
+test images classified from h; RankMe is an effective number of dimensions. README.md has rows and recipes.
+± is the standard deviation over seeds, their number in brackets; minutes are those of a run's training.
+
+Differences are paired by seed: runs of one seed, on one kind of device, share initial encoder, order of
+images and views. Intervals are Student's, of 95 %. "Could have shown" is the least observed difference that
+the pairs would have shown to be one (two-sided 5 %); a true difference of that size is missed half of the
+time. C6–C18 hold if every interval lies on the claim's side and none is missing. They fail if one lies on the
+other, widened for the number of a claim's differences (Bonferroni). They are undecided otherwise, with fewer
+than 3 pairs, and at scale `mini`, whatever its numbers look like. "≈" is within {EQUAL:g} point of accuracy,
+"≥" within {AT_LEAST:g}. C6 and C7 compare spectra, as the papers do not say how low a collapsed one is; C11
+is about dimensions with less than {COLLAPSED:.0%} of the median variance. C1–C5 are judged by thresholds on
+means, C19 by medians of timings."""
 
 
 def page(results, toy, benches, figures):
@@ -521,14 +630,15 @@ def page(results, toy, benches, figures):
     columns = ("", "claim", "source", "verdict", "statistic", "measured at", "figure")
     yield from ("## Claims", "", cells(*columns), cells(*["---"] * len(columns)))
     for index, (name, claim) in enumerate(CLAIMS.items(), 1):
-        verdict, statistic, where = (toy_verdict(toy, name) if index < 6 else cost_verdict(benches)
-                                     if index == 19 else trained_verdict(results, name))
         scale, link = claim_scale(results, name), "–"
+        verdict, statistic, where = (toy_verdict(toy, name) if index < 6 else cost_verdict(benches)
+                                     if index == 19 else trained_verdict(results, name, scale))
         if scale:
             statistic += f" ([all](#{name.lower()}-at-{scale}))"
             if claim.figure in figures[scale]:
                 link = f"[{claim.figure}](figures/{scale}/{claim.figure}.png)"
-        elif claim.figure.startswith("toy-"):
+        elif index < 6 and verdict != "no data":
+            statistic += f" ([all](#{name.lower()}-in-linear-models))"
             link = f"[{claim.figure}](figures/{claim.figure}.png)"
         yield cells(name, claim.text, claim.source, f"**{verdict}**", statistic, where, link)
     yield ""
@@ -539,7 +649,7 @@ def page(results, toy, benches, figures):
             continue
         known = {row for table in TABLES for row in table.rows}
         others = sorted({row for s, _, row in results.runs if s == scale} - known)
-        own = Table("Rows of no paper", "…", ("knn200", "linear_top1"), dict.fromkeys(others, ""), {})
+        own = Table("Rows of no paper", "", ("knn200", "linear_top1"), dict.fromkeys(others, ""), {})
         for table in (*TABLES, own):
             lines = list(table_lines(results, table, scale)) if table.rows else []
             yield from (f"### {table.title}", "", *lines) if lines else ()
@@ -548,7 +658,8 @@ def page(results, toy, benches, figures):
         for name, claim in CLAIMS.items():
             rows = list(judged(results, name, scale))
             if rows:
-                yield from (f"### {name} at {scale}", "", f"{claim.text} ({claim.source})", "",
+                verdict, statistic, where = trained_verdict(results, name, scale)
+                yield from (f"### {name} at {scale}", "", f"{claim.text} ({claim.source}). **{verdict}**", "",
                             cells("claimed", "data", "ours", "could have shown", "n", "paper", ""),
                             cells(*["---"] * 7))
                 yield from (comparison_line(*row) for row in rows)
@@ -558,136 +669,59 @@ def page(results, toy, benches, figures):
                     "", *(f"- {part}" for part in found["parts"]), "")
 
 
+def paper_difference(c, dataset):
+    """(difference, data set) that the papers print for a Comparison, or None."""
+    both = [printed(dataset, *term) for term in c.terms]
+    return (both[0][0] - both[1][0], both[0][1]) if both and None not in both else None
+
+
 def comparison_line(dataset, c, e):
-    printed = [paper_number(dataset, row, c.metric) for row in c.rows] if c.metric else [None]
-    paper = number(None if None in printed else printed[0] - printed[1], 2, sign=True)
-    if e is None:
-        return cells(c.text, title(dataset), "–", "–", 0, paper, "not measured")
-    verdict = e.judge(c.bound, c.within)
+    paper, source = paper_difference(c, dataset) or (None, dataset)
+    paper = number(paper, 2, sign=True) + (f" ({title(source)})" if source != dataset else "")
+    if e is None or e.n == 0:
+        return cells(c.text, title(dataset), "–", "–", 0, paper, "nothing to judge" if e else "not measured")
+    verdict = {"holds": "shown", "fails": "refuted"}.get(e.judge(c.bound, c.within), "undecided")
     seen = ", as claimed" if e.as_claimed(c.bound, c.within) else ", against it"
-    return cells(c.text, title(dataset), difference(e), number(e.half, 2), e.n, paper,
+    return cells(c.text, title(dataset), difference(e), number(e.half(), 2), e.n, paper,
                  verdict + seen * (verdict == "undecided"))
 
 
 # ---------------------------------------------------------------------------------------------------- figures
 
-SPECTRA = {  # title, {panel: (row, layer) of its curves}
-    "ll-1a": ("LL figure 1a: h with and without projector", {"": [("noproj", "h"), ("simclr", "h")]}),
-    "ll-1b": ("LL figure 1b: h without projector",
-              {"": [("barlow-noproj", "h"), ("noproj", "h"), ("directclr", "h")]}),
-    "ll-3": ("LL figure 3: the encoder's last two blocks", {
-        block: [("noproj", layer), ("simclr", layer)]
-        for block, layer in (("last but one", "penultimate"), ("last", "h"))}),
-    "ll-4": ("LL figure 4: inside the projector", {"": [("simclr", "projector_hidden"), ("simclr", "z")]}),
-    "ll-5": ("LL figure 5: h with a constant subvector",
-             {"": [(f"cs-d{d}-k0", "h") for d in (200, 400, 480)]}),
-    "ll-6": ("LL figure 6: h with the last-layer penalty",
-             {"": [("noproj", "h"), ("noproj-lastlayer", "h")]}),
-    "directclr-2": ("DirectCLR figure 2: the embedding z", {"": [("simclr", "z")]}),
-    "directclr-7": ("DirectCLR figure 7: h with and without projector",
-                    {"": [("noproj", "h"), ("simclr-linear", "h"), ("simclr", "h")]}),
-    "directclr-9": ("DirectCLR figure 9: h of DirectCLR", {
-        f"({letter}) {PROJECTORS[row]}": [("directclr", "h"), (row, "h")]
-        for letter, row in zip("abc", ("simclr", "simclr-linear", "noproj"))}),
-    "sparsehead-1": ("SparseHead figure 1: h and z", {"(a) identity": [("sh-noproj", "h")]} | {
-        head: [(row, "h"), (row, "z")] for head, row in (
-            ("(b) linear", "sh-simclr-linear"), ("(c) MLP", "sh-simclr"),
-            ("(d) MLP, ResNet-50", "sh-resnet50"))}),
-    "sparsehead-3": ("SparseHead figure 3: with and without SparseHead", {
-        f"{name}, {layer}": [(row, layer), (f"{row}-sparsehead", layer)]
-        for row, name in (("sh-simclr", "ResNet-18"), ("sh-resnet50", "ResNet-50")) for layer in "hz"}),
-}
-
-
-def panels(heading, rows, columns, width=4.2, height=3.2, sharey=True):
-    figure = Figure(figsize=(max(width * columns, 5.5), height * rows + 0.4), layout="constrained")
-    figure.suptitle(heading, fontsize=11)
-    return figure, figure.subplots(rows, columns, squeeze=False, sharey=sharey)
-
-
-def draw_spectra(results, scale, datasets, name):
-    heading, parts = SPECTRA[name]
-    figure, axes = panels(f"{heading} ({scale})", len(datasets), len(parts))
-    for line, dataset in zip(axes, datasets):
-        for axis, (part, curves) in zip(line, parts.items()):
-            for (row, layer), style in zip(curves, STYLES):
-                runs, label = results.of(scale, dataset, row).values(), f"{row}, {layer.replace('_', ' ')}"
-                if runs:
-                    draw_curve(axis, runs, layer, style, f"{label} ({scale}, n = {len(runs)})")
-                else:
-                    axis.plot([], [], linestyle=style, color="grey", label=f"{label}: not measured")
-            axis.set_title(f"{title(dataset)} {part}".strip(), fontsize=9)
-            axis.legend(fontsize=7)
-        line[0].set_ylabel(r"$\ln\,\sigma_k$")
-    return figure
-
-
-def draw_heat_maps(results, scale, datasets, _):
-    figure, axes = panels(f"LL figure 2: covariance of simclr ({scale})", len(datasets), 2, 4.6, 4.2)
-    for line, dataset in zip(axes, datasets):
-        seed, result = next(iter(results.of(scale, dataset, "simclr").items()))
-        for axis, layer in zip(line, "zh"):
-            image = draw_heat_map(axis, result, layer, f"{title(dataset)}, seed {seed}: {layer}")
-    figure.colorbar(image, ax=axes, label=r"$|C_{ij}|$ / mean $C_{ii}$")
-    return figure
-
-
-def draw_sweep(results, scale, datasets, _):
-    figure, axes = panels(f"DirectCLR figure 12: size of the subvector ({scale})", 1, len(datasets))
-    for axis, dataset in zip(axes[0], datasets):
-        points = []
-        for row in ("directclr", *SWEEP):
-            if runs := list(results.of(scale, dataset, row).values()):
-                y = [r["linear_top1"] for r in runs]
-                share = runs[0]["dim"] / len(runs[0]["spectra"]["h"])
-                points.append((share, np.mean(y), np.std(y, ddof=len(y) > 1)))
-        x, y, spread = zip(*sorted(points))
-        axis.errorbar(x, y, spread, fmt="o-", capsize=3, label=f"DirectCLR ({scale}), mean ± std")
-        if runs := results.of(scale, dataset, "noproj").values():
-            axis.axhline(np.mean([r["linear_top1"] for r in runs]), linestyle="--", color="grey",
-                         label=f"noproj ({scale})")
-        axis.set(xlabel=r"$d_0 / D$", xscale="log", ylabel="linear probe, %", title=title(dataset))
-        axis.legend(fontsize=8)
-    return figure
-
-
-def draw_row_norms(results, scale, datasets, _):
-    runs = []
-    for row in QUESTION:
-        for seed, result in list(results.of(scale, datasets[0], row).items())[:1]:
-            runs.append((f"{row} ({scale}, {title(datasets[0])}, seed {seed})", result))
-    return draw_norms(runs)
-
-
 def draw_forest(results, scale, datasets, _):
-    compared = [c for c in COMPARISONS if c.metric]
-    height = 0.21 * len(compared)
-    figure, axes = panels(f"Paired differences in accuracy ({scale})", 1, len(datasets), 6.5, height)
-    for axis, dataset in zip(axes[0], datasets):
-        for y, c in enumerate(compared):
-            printed = [paper_number(dataset, row, c.metric) for row in c.rows]
-            if None not in printed:
-                axis.plot(printed[0] - printed[1], y, "x", color="black", markersize=5)
-            if e := results.compare(c, scale, dataset):
-                half = e.half if np.isfinite(e.half) else None
-                axis.errorbar(e.mean, y, xerr=half, fmt="o", markersize=4, capsize=2, color="tab:blue")
-        axis.plot([], [], "x", color="black", label="paper")
-        axis.errorbar([], [], xerr=[], fmt="o", capsize=2, color="tab:blue", label=f"{scale}, 95 % interval")
-        axis.axvline(0, color="grey", linewidth=0.8)
-        axis.set_yticks(range(len(compared)), [f"{c.claim}  {c.text}" for c in compared], fontsize=6)
-        axis.set(xlabel="difference, points of accuracy", title=title(dataset))
-        axis.grid(axis="y", linewidth=0.2)
-        axis.legend(fontsize=7)
-    axes[0, 0].invert_yaxis()
+    compared = [c for c in COMPARISONS if c.terms]
+    groups = [[c for c in compared if c.claim != "C16"], [c for c in compared if c.claim == "C16"]]
+    figure, axes = panels(f"Paired differences in accuracy ({scale})", 2, len(datasets), 6.5,
+                          0.11 * len(compared), [len(group) for group in groups])
+    for line, group in zip(axes, groups):
+        for axis, dataset in zip(line, datasets):
+            for y, c in enumerate(group):
+                if found := paper_difference(c, dataset):
+                    axis.plot(found[0], y, "x" if found[1] == dataset else "+", color="black", markersize=5)
+                if (e := results.compare(c, scale, dataset)) and e.n:
+                    bar = e.half() if e.n > 1 else None
+                    axis.errorbar(e.mean, y, xerr=bar, fmt="o", markersize=4, capsize=2, color="tab:blue",
+                                  fillstyle="full" if e.n >= 3 else "none")
+                for bound in {c.bound, -c.bound if c.within else c.bound} - {0.0}:
+                    axis.plot(bound, y, "|", color="grey", markersize=9)
+            axis.axvline(0, color="grey", linewidth=0.8)
+            axis.set_yticks(range(len(group)), [f"{c.claim}  {c.text}" for c in group], fontsize=6)
+            axis.set_ylim(len(group) - 0.4, -0.6)
+            axis.set(title=title(dataset))
+            axis.grid(axis="y", linewidth=0.2)
+    for axis in axes[-1]:
+        axis.set_xlabel("difference, points of accuracy")
+    axis = axes[0, 0]
+    axis.errorbar([], [], xerr=[], fmt="o", capsize=2, color="tab:blue",
+                  label=f"{scale}, 95 % interval (hollow: n < 3)")
+    for marker, label in (("x", "paper"), ("+", "paper, ImageNet")):
+        axis.plot([], [], marker, color="black", label=label)
+    axis.plot([], [], "|", color="grey", label="bound of ≥ and ≈")
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7)
     return figure
 
 
-FIGURES = {  # function, rows any of which it needs
-    **{name: (draw_spectra, {row for curves in parts.values() for row, _ in curves})
-       for name, (_, parts) in SPECTRA.items()},
-    "ll-2": (draw_heat_maps, {"simclr"}), "directclr-12": (draw_sweep, set(SWEEP)),
-    "row-norms": (draw_row_norms, set(QUESTION)),
-    "forest": (draw_forest, {row for c in COMPARISONS if c.metric for row in c.rows})}
+FIGURES["forest"] = draw_forest, {row for c in COMPARISONS if c.terms for row in c.rows}
 
 
 def main():
@@ -698,12 +732,7 @@ def main():
     args = parser.parse_args()
     if not args.results.is_dir():
         raise common.UserError(f"--results {args.results} is no folder")
-    results, single = Results(args.results), {}
-    for path in sorted(args.results.glob("*.json")):
-        try:
-            single[path.name] = common.read_json(path)
-        except common.UserError as error:
-            results.problems.append(str(error))
+    results = Results(args.results)
     figures = {scale: [name for name, (_, rows) in FIGURES.items() if results.datasets(scale, rows)]
                for scale in results.scales()}
     if args.figures:
@@ -716,8 +745,8 @@ def main():
                 figure.savefig(folder / f"{name}.png", dpi=150, bbox_inches="tight")
             print(folder, *names)
     else:
-        benches = [content for name, content in single.items() if name.startswith("bench-")]
-        lines = page(results, single.get("toy.json", {}), benches, figures)
+        benches = [content for name, content in results.single.items() if name.startswith("bench-")]
+        lines = page(results, results.single.get("toy.json", {}), benches, figures)
         args.out.parent.mkdir(parents=True, exist_ok=True)
         with common.atomic_write(args.out) as file:
             file.write("\n".join(lines).encode() + b"\n")

@@ -166,14 +166,20 @@ def bench_penalties(args):
     for reg, goal in (("lastlayer", -1.0), ("werank", -10.0)):
         share = 100 * (took[reg] - took["none"]) / took["none"]
         yield f"{reg}, more of the step (width {width}, batch {batch})", share, "%", goal if CUDA else None
-    encoder = common.resnet(width=64).to(DEVICE)
-    last, every = common.last_convolution(encoder)[0].weight, [p for p in encoder.parameters() if p.ndim == 4]
-    alone = {
-        "lastlayer": lambda: common.lastlayer_penalty(last).backward(),
-        "werank": lambda: common.werank_penalty(every).backward(),
-    }
-    for reg, value in by_turns(alone, args.rounds).items():
-        yield f"{reg} with its gradient, alone, width 64", 1e3 * value, "ms", None
+    widths, alone = (32, 64, 128), {}
+    for width in widths:
+        encoder = common.resnet(width=width).to(DEVICE)
+        last, every = (
+            common.last_convolution(encoder)[0].weight,
+            [p for p in encoder.parameters() if p.ndim == 4],
+        )
+        alone["lastlayer", width] = lambda last=last: common.lastlayer_penalty(last).backward()
+        alone["werank", width] = lambda every=every: common.werank_penalty(every).backward()
+    took = by_turns(alone, args.rounds)
+    for reg in ("lastlayer", "werank"):
+        yield f"{reg} with its gradient, alone, width 64", 1e3 * took[reg, 64], "ms", None
+        power = np.polyfit(np.log(widths), np.log([took[reg, width] for width in widths]), 1)[0]
+        yield f"{reg} alone, power of the width", power, "", None
 
 
 def lightly_knn(h, bank, labels, k=200, temperature=0.1):
