@@ -121,6 +121,7 @@ def test_min_max_ratio_is_its_double_loop():
         distances = [np.linalg.norm(z[i] - z[j]) for j in range(12) if j != i]
         ratios.append((max(distances) - min(distances)) / min(distances))
     assert common.min_max_ratio(3 * torch.tensor(z)) == pytest.approx(np.mean(ratios), rel=1e-10)
+    assert common.min_max_ratio(torch.ones(5, 1)) == 0  # all at one place
 
 
 def test_features_that_are_not_finite_and_labels_below_0_are_refused():
