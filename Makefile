@@ -111,7 +111,7 @@ report: | $(READY)  ## RESULTS.md from results/, without training: tables, verdi
 figures: | $(READY)  ## figures/<scale>/ from results/, without training
 	$(PY) report.py --figures
 
-all: toy table2 table1 barlow directclr-tables sparsehead-table  ## everything: days on one GPU at SCALE=paper
+all: toy table2 table1 barlow directclr-tables sparsehead-table  ## every table, then the report and its figures
 	$(PY) report.py
 	$(PY) report.py --figures
 
