@@ -129,7 +129,7 @@ def draw_curve(axis, results, layer, style, label):
     s = np.array([ln_spectrum(result, layer) for result in results])
     s = np.where(s > s[:, :1] + np.log(1e-12), s, np.nan)
     k, whole = np.arange(1, s.shape[1] + 1), int(np.isfinite(s).all(0).sum())
-    label += f": {whole} of {len(k)} σ are no rounding errors" if whole < len(k) else ""
+    label += f", {whole} of {len(k)} σ" if whole < len(k) else ""
     line, = axis.plot(k, s.mean(0), linestyle=style, label=label)
     axis.fill_between(k, s.min(0), s.max(0), color=line.get_color(), alpha=0.25, linewidth=0)
     axis.set_xlabel("index k of the singular value")

@@ -611,9 +611,12 @@ test images classified from h; RankMe is an effective number of dimensions. READ
 ± is the standard deviation over seeds, their number in brackets; minutes are those of a run's training.
 
 Differences are paired by seed: runs of one seed, on one kind of device, share initial encoder, order of
-images and views. Intervals are Student's, of 95 %. "Could have shown" is the least observed difference that
-the pairs would have shown to be one (two-sided 5 %); a true difference of that size is missed half of the
-time. C6–C18 hold if every interval lies on the claim's side and none is missing. They fail if one lies on the
+images and views; they are signed so that a claim says > 0, or close to 0 for "≈". Intervals are Student's, of
+95 %. "Could have shown" is the least observed difference that the pairs would have shown to be one (two-sided
+5 %); a true difference of that size is missed half of the time. Spectra leave out σ_k below 1e-12 σ₁, which are
+rounding errors.
+
+C6–C18 hold if every interval lies on the claim's side and none is missing. They fail if one lies on the
 other, widened for the number of a claim's differences (Bonferroni). They are undecided otherwise, with fewer
 than 3 pairs, and at scale `mini`, whatever its numbers look like. "≈" is within {EQUAL:g} point of accuracy,
 "≥" within {AT_LEAST:g}. C6 and C7 compare spectra, as the papers do not say how low a collapsed one is; C11
