@@ -613,8 +613,8 @@ test images classified from h; RankMe is an effective number of dimensions. READ
 Differences are paired by seed: runs of one seed, on one kind of device, share initial encoder, order of
 images and views; they are signed so that a claim says > 0, or close to 0 for "≈". Intervals are Student's, of
 95 %. "Could have shown" is the least observed difference that the pairs would have shown to be one (two-sided
-5 %); a true difference of that size is missed half of the time. Spectra leave out σ_k below 1e-12 σ₁, which are
-rounding errors.
+5 %); a true difference of that size is missed half of the time. Spectra leave out σ_k below 1e-12 σ₁, which
+are rounding errors.
 
 C6–C18 hold if every interval lies on the claim's side and none is missing. They fail if one lies on the
 other, widened for the number of a claim's differences (Bonferroni). They are undecided otherwise, with fewer
