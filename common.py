@@ -927,8 +927,8 @@ def knn_accuracy(train_h, train_y, test_h, test_y, k=200, temperature=0.1):
     train_h, test_h = (F.normalize(h, dim=1) for h in _full_precision(train_h, test_h))
     train_y, test_y = train_y.long(), test_y.long()
     k, classes, correct = min(k, len(train_h)), int(max(train_y.max(), test_y.max())) + 1, 0
-    block = train_h.new_empty(min(256, len(test_h)), len(train_h))  # once: new memory costs a tenth on a CPU
-    for h, y in zip(test_h.split(256), test_y.split(256)):
+    block = train_h.new_empty(min(1024, len(test_h)), len(train_h))  # once: new memory costs a tenth on a CPU
+    for h, y in zip(test_h.split(1024), test_y.split(1024)):
         similarity, index = torch.mm(h, train_h.T, out=block[:len(h)]).topk(k)
         labels, weight = train_y[index], torch.ones_like(similarity)
         if temperature is not None:
