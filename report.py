@@ -534,6 +534,7 @@ def toy_verdict(toy, claim):
         return "no data", "–", "–"
     found, settings = toy["claims"][claim], toy["settings"]
     marks = Counter(part.split(" ", 1)[0] for part in found["parts"])
+    require(set(marks) <= set(MARKS) and found["claim"] and found["threshold"], f"has no valid {claim}")
     decided = settings["seeds"] >= 3 and not settings["quick"]
     verdict = "undecided" if not decided else "holds" if found["holds"] else "fails"
     return (verdict, f"{marks['yes']} of {count(marks['yes'] + marks['NO'], 'part')} as claimed",
@@ -549,12 +550,11 @@ def cost_verdict(benches):
         both = [found.get(f"{reg} with its gradient, alone, width 64") for reg in ("lastlayer", "werank")]
         powers = [found.get(f"{reg} alone, power of the width") for reg in ("lastlayer", "werank")]
         if None not in (*both, *powers):
-            steps = [f"{what.removeprefix('step with penalty ')} {1e3 * x:.4g} ms"
-                     for what, x in found.items() if "with penalty" in what]
+            steps = [f"{what}: {1e3 * x:.4g} ms" for what, x in found.items() if "with penalty" in what]
             texts.append(
                 f"alone, with gradient, ResNet-18 of width 64: `lastlayer` {both[0]:.3g} ms, `werank` "
                 f"{both[1]:.3g} ms, {both[1] / both[0]:.1f} times; they grow with the width to the power "
-                f"{powers[0]:.1f} and {powers[1]:.1f}; a step with penalty {', '.join(steps)}")
+                f"{powers[0]:.1f} and {powers[1]:.1f}; {'; '.join(steps)}")
             holds.append(both[0] < both[1] and max(powers) < 3.3)
     return (("holds" if all(holds) else "fails", " / ".join(texts), " / ".join(b["device"] for b in benches))
             if holds else ("no data", "–", "–"))
@@ -668,8 +668,12 @@ def page(results, toy, benches, figures):
                 yield from (comparison_line(*row) for row in rows)
                 yield ""
     for name, found in toy.get("claims", {}).items():
+        parts = [part.split(" ", 1) for part in found["parts"]]
         yield from (f"## {name} in linear models", "", f"{found['claim']}. Judged by: {found['threshold']}.",
-                    "", *(f"- {part}" for part in found["parts"]), "")
+                    "", *(f"- {MARKS[mark]}: {part.strip()}" for mark, part in parts), "")
+
+
+MARKS = {"yes": "as claimed", "NO": "**against it**", "-": "besides"}  # of toy_linear.py's parts
 
 
 def paper_difference(c, dataset):
