@@ -121,6 +121,8 @@ data = $(call part,2)
 row = $(firstword $(foreach reg,lastlayer werank sparsehead,$(if $(filter %-$(reg),$(call part,3)),$(patsubst %-$(reg),%,$(call part,3)))) $(call part,3))
 reg = $(patsubst $(row)-%,%,$(filter-out $(row),$(call part,3)))
 results/%.json: | $(READY)
+	$(if $(filter $(SCALE),$(call part,1)),,$(error $@ is not of SCALE=$(SCALE)))
+	$(if $($(row)),,$(error $@: there is no row $(call part,3)))
 	@$(PY) plan.py run $@ -- $(PY) $($(row)) $(if $(reg),--reg $(reg)) $($(SCALE)) --dataset $(or $(dataset-$(data)),$(data)) \
 		--data-dir $(DATA) --seed $(patsubst seed%,%,$(call part,4)) --out runs/$* --resume
 
@@ -130,8 +132,12 @@ endif
 ifeq ($(strip $(SEEDS)),)
 $(error SEEDS= names no seed)
 endif
-ifneq ($(words $(DATASETS))$(findstring /,$(DATASETS)),$(words $(filter-out %.npz,$(DATASETS))))
-$(error DATASETS=$(DATASETS) must be names, cifar10 cifar100 stl10 tiny-imagenet, without a path)
+ifneq ($(shell echo '$(subst ','\'',$(SEEDS))' | grep -cE '^ *(0|[1-9][0-9]{0,8})( +(0|[1-9][0-9]{0,8}))* *$$'),1)
+$(error SEEDS=$(SEEDS) must be whole numbers, such as 0 1 2)
+endif
+KNOWN := cifar10 cifar100 stl10 shapes tiny-imagenet
+ifneq ($(words $(DATASETS)),$(words $(filter $(KNOWN),$(DATASETS))))
+$(error DATASETS=$(DATASETS) must be of $(KNOWN))
 endif
 ifeq ($(strip $(DATASETS)),)
 $(error DATASETS= names no data set)

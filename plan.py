@@ -34,6 +34,14 @@ def folder_of(result):
     return Path("runs", name_of(result))
 
 
+def a_result(text):
+    """The path of a result, as an argument."""
+    path = Path(text)
+    if not re.fullmatch(r"[^/]+(/[^/]+){3}/seed\d+\.json", text):
+        raise argparse.ArgumentTypeError(f"{text} is not results/<scale>/<dataset>/<row>/seed<k>.json")
+    return path
+
+
 def name_of(result):
     """a/b of results/a/b.json."""
     return "/".join(result.with_suffix("").parts[1:])
@@ -157,6 +165,9 @@ def train(result, command):
         print(f"plan.py: {name_of(result)} ended with exit code {code}, log {log}: {' '.join(command)}",
               file=sys.stderr)
         return code if code > 0 else 128 - code
+    if not (folder_of(result) / "result.json").exists():
+        print(f"plan.py: {name_of(result)}: no result.json came of {' '.join(command)}", file=sys.stderr)
+        return 1
     result.parent.mkdir(parents=True, exist_ok=True)
     temporary = result.with_suffix(f".{os.getpid()}.tmp")
     shutil.copyfile(folder_of(result) / "result.json", temporary)
@@ -170,14 +181,17 @@ def main():
     actions = parser.add_subparsers(dest="action", required=True)
     listing, running = actions.add_parser("list"), actions.add_parser("run")
     listing.add_argument("--brief", action="store_true", help="only the last line")
-    listing.add_argument("results", nargs="+", type=Path)
-    running.add_argument("result", type=Path)
+    listing.add_argument("results", nargs="+", type=a_result)
+    running.add_argument("result", type=a_result)
     running.add_argument("command", nargs=argparse.REMAINDER, help="-- and what makes the result")
     args = parser.parse_args()
     if args.action == "list":
         show(list(dict.fromkeys(args.results)), args.brief)
     else:
-        sys.exit(train(args.result, [word for word in args.command if word != "--"]))
+        command = [word for word in args.command if word != "--"]
+        if not command or not shutil.which(command[0]):
+            running.error(f"{args.result} needs a command that makes it, after --")
+        sys.exit(train(args.result, command))
 
 
 if __name__ == "__main__":

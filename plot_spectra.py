@@ -165,7 +165,7 @@ def draw_heat_map(axis, result, layer, label):
     """The first dimensions of |C|, in units of C's mean diagonal."""
     found = result["covariance"][layer]
     image = axis.imshow(np.abs(found["block"]), cmap="Greys", vmin=0, vmax=1)
-    axis.set_title(f"{label}, first {len(found['block'])} dimensions\nmean |off-diagonal| / diagonal "
+    axis.set_title(f"{label}, first {len(found['block'])} dimensions\nof all: mean |off-diagonal| / diagonal "
                    f"{number(found['offdiagonal'], 3)}", fontsize=8)
     axis.set(xlabel="dimension i", ylabel="dimension j")
     return image

@@ -26,6 +26,7 @@ SCALES = {"paper": "the papers' epochs and width", "short": "50 epochs, otherwis
           "mini": "shows on a CPU that every row works"}  # from the most to the least telling
 METRICS = {"knn200": "kNN-200", "knn5": "kNN-5", "linear_top1": "linear",
            "subvector_linear_top1": "linear on z"}
+SIZES = {"cifar10": 32, "cifar100": 32, "stl10": 96, "tiny-imagenet": 64}  # pixels
 EQUAL, AT_LEAST = 1.0, 0.2  # points of accuracy that count as none, for "≈" and for "at least as good"
 DIAGONAL, HARDLY, COLLAPSED = 0.1, 1 / 3, 0.01  # thresholds of C8, C9, C11
 EIGHTHS = 8  # parts of C15's spectrum
@@ -219,9 +220,9 @@ COMPARISONS = [
                           ("ln σ_mid/σ₁", lambda x, y: fall(x) - fall(y)))],
     Comparison("C8", "simclr's mean |off-diagonal| / diagonal of the covariance: h > z", ("simclr",),
                lambda x: offdiagonal(x, "h") - offdiagonal(x, "z")),
-    Comparison("C8", f"{DIAGONAL} minus simclr's mean |off-diagonal| / diagonal of z: > 0", ("simclr",),
+    Comparison("C8", f"simclr's mean |off-diagonal| / diagonal of z: < {DIAGONAL}", ("simclr",),
                lambda x: DIAGONAL - offdiagonal(x, "z")),
-    Comparison("C9", "a third of h's mean |Δ ln σ|, simclr to noproj > that of the last but one block",
+    Comparison("C9", "mean |Δ ln σ| from simclr to noproj: last but one block < 1/3 of h",
                ("simclr", "noproj"), hardly),
     Comparison("C10", "mean ln σ in simclr's projector: hidden layer > z", ("simclr",), inside_projector),
     *[Comparison("C11", f"-ln(‖W^i‖² of noproj's collapsed dimensions / of all), {kind}: > ln 10",
@@ -354,15 +355,21 @@ def source_of_chance(result):
 
 
 def wanted(scale, dataset, row):
-    """The arguments that a row must have been trained with at a scale, of those that it has."""
+    """The arguments that a row must have been trained with at a scale, of those that its script has."""
     arguments = {"epochs": 200, "width": 64, "train_size": None}
     known = {name for table in TABLES for name in table.rows}
     if row in known:
         reg = next((reg for reg in common.REG_WEIGHT if row.endswith(f"-{reg}")), "none")
         arguments |= {"batch_size": 128, "optimizer": "sgd", "lr": 0.06, "weight_decay": 5e-4, "grey_p": 0.2,
                       "crop_scale": [0.08, 1.0], "jitter": [0.4, 0.4, 0.4, 0.1], "temperature": 0.2,
-                      "cross_view": False, "lambd": 5e-3, "reg": reg, "reg_weight": common.REG_WEIGHT[reg],
-                      "reg_on": None, "arch": "resnet50" if "resnet50" in row else "resnet18"}
+                      "cross_view": False, "lambd": 5e-3, "momentum": 0.99, "blur_p": 0.0, "solarize_p": 0.0,
+                      "reg": reg, "reg_weight": common.REG_WEIGHT[reg], "reg_on": None, "hidden": None,
+                      "arch": "resnet50" if "resnet50" in row else "resnet18"}
+        if dataset in SIZES:
+            stem = "cifar" if SIZES[dataset] <= 64 else "imagenet"
+            arguments |= {"image_size": SIZES[dataset], "stem": stem}
+        if not row.startswith(("sh-simclr", "sh-resnet50")):
+            arguments["embedding"] = None
     if row in known and row.startswith("sh-"):
         arguments |= {"epochs": 2000 if dataset == "stl10" else 1000, "batch_size": 512, "optimizer": "adam",
                       "lr": 3e-3 if dataset.startswith("cifar") else 2e-3, "weight_decay": 1e-6,
@@ -405,10 +412,13 @@ def check(result, scale, dataset, row, seed):
     require(lengths == {dim} and dim >= EIGHTHS, f"has spectra and row_norms of {sorted(lengths)} dimensions")
     for key in ("bare", "folded", "variance"):
         require(all(is_number(x, 0) for x in result["row_norms"][key]), f"has no valid row_norms, {key}")
-    other = [f"{key} {arguments[key]}, not {value}" for key, value in wanted(scale, dataset, row).items()
-             if key in arguments and arguments[key] != value]
-    if any(row in table.rows for table in TABLES) and config["name"] != own_name(row, dim):
-        other.append(f"{config['name']}, not {own_name(row, dim)}")
+    of_scripts = ("temperature", "cross_view", "lambd", "momentum", "hidden", "embedding")
+    other = [f"{key} {arguments.get(key)}, not {value}" for key, value in wanted(scale, dataset, row).items()
+             if (key in arguments or key not in of_scripts) and arguments.get(key, "absent") != value]
+    if any(row in table.rows for table in TABLES):
+        script = next((name for name in ("directclr", "barlow", "byol") if name in row), "simclr") + ".py"
+        made = [(config["name"], own_name(row, dim)), (config["script"], script)]
+        other += [f"{found}, not {name}" for found, name in made if found != name]
     require(not other, f"is not {row} at scale {scale}: {'; '.join(other)}")
     return arguments["seed"]
 
@@ -472,7 +482,8 @@ def table_lines(results, table, scale):
             minutes = number(np.mean([r["seconds"] for r in runs]) / 60) if runs else "–"
             yield cells(f"`{row}`", label, *found, minutes)
         runs = [r for row in table.rows for r in results.of(scale, dataset, row).values()]
-        ways = Counter("{}; {device}, torch {torch}".format(setting(r), **r["config"]) for r in runs)
+        ways = Counter("{}, D = {}; {device}, torch {torch}".format(
+            setting(r), len(r["spectra"]["h"]), **r["config"]) for r in runs)
         command = f"`make {table.target} SCALE={scale} DATASETS={dataset}`. " if table.target else ""
         yield from ("", command + " ".join(f"{count(n, 'run')}: {w}." for w, n in sorted(ways.items())), "")
     if missing := [NAMES[d] for d in table.paper if d not in (*datasets, "imagenet")]:
@@ -509,23 +520,32 @@ def trained_verdict(results, claim, scale):
         return "no data", "–", "–"
     found = list(judged(results, claim, scale))
     measured = [(c, e) for _, c, e in found if e and e.n]
-    holding = sum(e.judge(c.bound, c.within) == "holds" for c, e in measured)
-    failing = sum(e.judge(c.bound, c.within, 0.05 / len(measured)) == "fails" for c, e in measured)
+    outcomes = Counter(outcome(c, e, len(measured)) for c, e in measured)
+    holding, failing = outcomes["shown"], outcomes["refuted"]
     agree = sum(e.as_claimed(c.bound, c.within) for c, e in measured)
     verdict = "fails" if failing else "holds" if holding == len(found) else "undecided"
     verdict = "undecided (scale)" if scale == "mini" else verdict
     statistic = (f"{agree} of {count(len(measured), 'difference')} as claimed, {holding} of them shown; "
                  f"{failing} refuted")
     if not measured:
-        statistic = f"nothing to judge in {count(len(found), 'difference')}"
+        statistic = "nothing to judge: no dimension has collapsed"
     elif len(measured) == 1:
-        statistic = f"{difference(measured[0][1])}, {'as claimed' if agree else 'against it'}"
+        statistic = f"{difference(measured[0][1])}, {next(iter(outcomes))}"
     if 0 < len(measured) < len(found):
         statistic += f"; {len(found) - len(measured)} not measured or nothing to judge"
     sizes = sorted({e.n for _, _, e in found if e})
     datasets = ", ".join(dict.fromkeys(title(d) for d, _, _ in found))
     sizes = "–".join(map(str, sorted({sizes[0], sizes[-1]})))
     return verdict, statistic, f"`{scale}`, {datasets}, n = {sizes}"
+
+
+def outcome(c, e, among):
+    """What an Estimate says of a Comparison among so many of a claim."""
+    if e.judge(c.bound, c.within) == "holds":
+        return "shown"
+    if e.judge(c.bound, c.within, 0.05 / among) == "fails":
+        return "refuted"
+    return "undecided, " + ("as claimed" if e.as_claimed(c.bound, c.within) else "against it")
 
 
 def toy_verdict(toy, claim):
@@ -537,7 +557,9 @@ def toy_verdict(toy, claim):
     require(set(marks) <= set(MARKS) and found["claim"] and found["threshold"], f"has no valid {claim}")
     decided = settings["seeds"] >= 3 and not settings["quick"]
     verdict = "undecided" if not decided else "holds" if found["holds"] else "fails"
-    return (verdict, f"{marks['yes']} of {count(marks['yes'] + marks['NO'], 'part')} as claimed",
+    against = "; ".join(part.split(" ", 1)[1].strip() for part in found["parts"] if part.startswith("NO "))
+    statistic = f"{marks['yes']} of {count(marks['yes'] + marks['NO'], 'part')} as claimed"
+    return (verdict, statistic + (f"; against it: {against}" if against else ""),
             f"linear models, {settings['steps']:,} steps, n = {settings['seeds']}")
 
 
@@ -574,34 +596,38 @@ def replaced(need, gap, gain):
 
 def opening(results):
     """Does a last-layer penalty replace the projector? Three sentences, from the most telling scale."""
-    pairs = (("simclr", "noproj"), ("noproj-lastlayer", "simclr"), ("noproj-lastlayer", "noproj"))
-    pairs = [accuracy("", "knn200", *pair) for pair in pairs]
-    found = {scale: {dataset: [results.compare(pair, scale, dataset) for pair in pairs]
-                     for dataset in results.datasets(scale)} for scale in results.scales()}
-    found = {scale: {dataset: three for dataset, three in sets.items() if None not in three}
-             for scale, sets in found.items()}
-    scale = most_telling({scale: [min(e.n for e in three) for three in sets.values()]
-                          for scale, sets in found.items()})
+    found = {}
+    for scale in results.scales():
+        for dataset in results.datasets(scale):
+            sides, runs = [results.of(scale, dataset, row) for row in QUESTION], []
+            for seed in set.intersection(*map(set, sides)):
+                of_seed = [side[seed] for side in sides]
+                runs += [of_seed] if len(set(map(source_of_chance, of_seed))) == 1 else []
+            if runs:
+                found.setdefault(scale, {})[dataset] = runs
+    scale = most_telling({scale: list(map(len, sets.values())) for scale, sets in found.items()})
     if scale is None:
         yield "Nothing that answers it has been measured yet: `make table2` does."
         return
-    means = "; ".join(title(dataset) + ": " + ", ".join(
-        mean_std([r["knn200"] for r in results.of(scale, dataset, row).values()]) for row in QUESTION)
-        for dataset in found[scale])
-    first = next(iter(results.of(scale, next(iter(found[scale])), "simclr").values()))
-    yield (f"At scale `{scale}` ({setting(first)}) the kNN-200 of SimCLR with its projector, without, and "
-           f"without but with the last-layer penalty is {means}.")
-    yield "In points: " + "; ".join(
-        f"on {title(dataset)} the projector is worth {difference(need)}, the penalty {difference(gain)}, "
-        f"which leaves SimCLR with the penalty at {difference(gap)} from SimCLR with the projector"
-        for dataset, (need, gap, gain) in found[scale].items()) + "."
+    means, changes, verdicts = [], [], []
+    for dataset, runs in found[scale].items():
+        accuracies = [[run["knn200"] for run in of_seed] for of_seed in runs]
+        need, gap, gain = (estimate([x[i] - x[j] for x in accuracies]) for i, j in ((0, 1), (2, 0), (2, 1)))
+        columns = [mean_std(list(column)) for column in zip(*accuracies)]
+        means.append("{}, {} and {} on ".format(*columns) + title(dataset))
+        where = f"on {title(dataset)}"
+        changes.append(f"{where} the projector is worth {difference(need)}; without it the penalty is worth "
+                       f"{difference(gain)}, and ends at {difference(gap)} from SimCLR with projector")
+        verdicts.append(f"{where} {replaced(need, gap, gain)}")
+    yield (f"At scale `{scale}` ({setting(runs[0][0])}) the kNN-200 of SimCLR with its projector, without, "
+           f"and without but with the last-layer penalty is {'; '.join(means)}.")
+    yield f"In points, paired by seed: {'; '.join(changes)}."
     if scale == "mini":
         yield ("That is no verdict: so narrow a network, trained so briefly, says nothing about the papers' "
                "setting, and whether the penalty replaces the projector is **undecided** until `short` or "
                "`paper` is measured.")
     else:
-        yield f"So, to within {AT_LEAST} points, " + "; ".join(
-            f"on {title(dataset)} {replaced(*three)}" for dataset, three in found[scale].items()) + "."
+        yield f"So, to within {AT_LEAST} points, {'; '.join(verdicts)}."
 
 
 METHOD = f"""Made by `make report` from the JSON files in `results/`, nothing by hand.
@@ -611,17 +637,18 @@ test images classified from h; RankMe is an effective number of dimensions. READ
 ± is the standard deviation over seeds, their number in brackets; minutes are those of a run's training.
 
 Differences are paired by seed: runs of one seed, on one kind of device, share initial encoder, order of
-images and views; they are signed so that a claim says > 0, or close to 0 for "≈". Intervals are Student's, of
-95 %. "Could have shown" is the least observed difference that the pairs would have shown to be one (two-sided
-5 %); a true difference of that size is missed half of the time. Spectra leave out σ_k below 1e-12 σ₁, which
-are rounding errors.
+images and views. A difference above 0 speaks for the claim, whichever row it names first; for "≈" it is
+close to 0. Intervals are Student's, of 95 %. "Could have shown" is the least observed difference that the
+pairs would have shown to be one (two-sided 5 %); a true difference of that size is missed half of the time.
+Rows are named by the papers' 512 dimensions. Spectra leave out σ_k below 1e-12 σ₁, which are rounding errors.
 
-C6–C18 hold if every interval lies on the claim's side and none is missing. They fail if one lies on the
-other, widened for the number of a claim's differences (Bonferroni). They are undecided otherwise, with fewer
-than 3 pairs, and at scale `mini`, whatever its numbers look like. "≈" is within {EQUAL:g} point of accuracy,
-"≥" within {AT_LEAST:g}. C6 and C7 compare spectra, as the papers do not say how low a collapsed one is; C11
-is about dimensions with less than {COLLAPSED:.0%} of the median variance. C1–C5 are judged by thresholds on
-means, C19 by medians of timings."""
+A difference is shown if its interval lies on the claim's side, and refuted if the interval lies on the other
+even when widened for the number of the claim's differences (Bonferroni). C6–C18 hold if all are shown and
+none is missing, fail if one is refuted, and are undecided otherwise, with fewer than 3 pairs, and at scale
+`mini`, whatever its numbers look like. "≈" is within {EQUAL:g} point of accuracy, "≥" within {AT_LEAST:g}. C6
+and C7 compare spectra, as the papers do not say how low a collapsed one is; C11 is about dimensions with less
+than {COLLAPSED:.0%} of the median variance. C1–C5 are judged by thresholds on means. C19 holds if `lastlayer`
+is the cheaper and neither's time grows faster than the width to the power 3.3; the depth L is not varied."""
 
 
 def page(results, toy, benches, figures):
@@ -656,6 +683,7 @@ def page(results, toy, benches, figures):
         for table in (*TABLES, own):
             lines = list(table_lines(results, table, scale)) if table.rows else []
             yield from (f"### {table.title}", "", *lines) if lines else ()
+        yield from rounding_lines(results, scale)
         yield from ("### Figures", "", ", ".join(f"[{name}](figures/{scale}/{name}.png)"
                                                  for name in figures[scale]), "")
         for name, claim in CLAIMS.items():
@@ -665,12 +693,26 @@ def page(results, toy, benches, figures):
                 yield from (f"### {name} at {scale}", "", f"{claim.text} ({claim.source}). **{verdict}**", "",
                             cells("claimed", "data", "ours", "could have shown", "n", "paper", ""),
                             cells(*["---"] * 7))
-                yield from (comparison_line(*row) for row in rows)
+                among = sum(bool(e and e.n) for _, _, e in rows)
+                yield from (comparison_line(*row, among) for row in rows)
                 yield ""
     for name, found in toy.get("claims", {}).items():
         parts = [part.split(" ", 1) for part in found["parts"]]
         yield from (f"## {name} in linear models", "", f"{found['claim']}. Judged by: {found['threshold']}.",
                     "", *(f"- {MARKS[mark]}: {part.strip()}" for mark, part in parts), "")
+
+
+def rounding_lines(results, scale):
+    """By how much two rows differ that only rounding separates."""
+    rows = "directclr", "simclr-lowrank-diagonal"
+    for dataset in results.datasets(scale, rows):
+        found = {name: results.compare(accuracy("", metric, *rows), scale, dataset)
+                 for metric, name in METRICS.items() if metric in ("knn200", "linear_top1")}
+        if None not in found.values():
+            differ = ", ".join(f"{difference(e)} ({name}, n = {e.n})" for name, e in found.items())
+            same = f"`{rows[0]}` and `{rows[1]}` have the same loss and gradient."
+            differ = f"On {title(dataset)} they differ by {differ}."
+            yield from ("### What rounding alone does", "", f"{same} {differ}", "")
 
 
 MARKS = {"yes": "as claimed", "NO": "**against it**", "-": "besides"}  # of toy_linear.py's parts
@@ -682,15 +724,12 @@ def paper_difference(c, dataset):
     return (both[0][0] - both[1][0], both[0][1]) if both and None not in both else None
 
 
-def comparison_line(dataset, c, e):
+def comparison_line(dataset, c, e, among):
     paper, source = paper_difference(c, dataset) or (None, dataset)
     paper = number(paper, 2, sign=True) + (f" ({title(source)})" if source != dataset else "")
     if e is None or e.n == 0:
         return cells(c.text, title(dataset), "–", "–", 0, paper, "nothing to judge" if e else "not measured")
-    verdict = {"holds": "shown", "fails": "refuted"}.get(e.judge(c.bound, c.within), "undecided")
-    seen = ", as claimed" if e.as_claimed(c.bound, c.within) else ", against it"
-    return cells(c.text, title(dataset), difference(e), number(e.half(), 2), e.n, paper,
-                 verdict + seen * (verdict == "undecided"))
+    return cells(c.text, title(dataset), difference(e), number(e.half(), 2), e.n, paper, outcome(c, e, among))
 
 
 # ---------------------------------------------------------------------------------------------------- figures

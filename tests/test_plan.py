@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_process
 
 import plan
 
@@ -144,6 +144,25 @@ def test_all_is_every_table_once_then_the_report(tmp_path):
     assert "report.py --figures" in make(tmp_path, "-n", "figures").stdout
 
 
+@pytest.mark.parametrize(
+    "row, scale, why", [("simclr", "paper", "not of SCALE=paper"), ("x", "mini", "row x")]
+)
+def test_a_result_has_a_row_and_the_scale_that_make_runs_at(tmp_path, row, scale, why):
+    done = make(tmp_path, f"results/mini/cifar10/{row}/seed0.json", f"SCALE={scale}")
+    assert done.returncode == 2 and why in done.stderr and len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "line", ["list foo", "list results/a.json", "run foo -- true", "run {} --", "run {} -- no"]
+)
+def test_the_plan_refuses_what_is_no_result_and_no_command(tmp_path, line):
+    line = line.format("results/mini/cifar10/simclr/seed0.json").split()
+    done = run_process(tmp_path, ROOT / "plan.py", *line)
+    assert done.returncode == 2 and "error:" in done.stderr and "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_finished_runs_are_skipped(tmp_path):
     for row in TABLE_2:
         if row != "cs":
@@ -165,6 +184,13 @@ def test_finished_runs_are_skipped(tmp_path):
         "SCALE=huge",
         "SCALE=%",
         "SEEDS=",
+        "SEEDS=abc",
+        "SEEDS=-1",
+        "SEEDS=0,1",
+        "SEEDS=1 02",
+        "DATASETS=",
+        "DATASETS=CIFAR10",
+        "DATASETS=data/cifar10",
     ],
 )
 def test_a_bad_variable_is_one_line_and_exit_code_2(tmp_path, argument):

@@ -26,13 +26,21 @@ def hand_made(seed, row="simclr", scale="short", dataset="cifar10", knn=50.0, **
     arguments = {
         "seed": seed, "dataset": dataset, "reg": reg, "temperature": 0.2, "batch_size": 128, "lr": 0.06,
         "train_size": 5000 if scale == "mini" else None, "width": 8 if scale == "mini" else 64,
-        "epochs": {"paper": 200, "short": 50, "mini": 5}.get(scale, 1),
+        "epochs": {"paper": 200, "short": 50, "mini": 5}.get(scale, 1), "optimizer": "sgd", "stem": "cifar",
+        "weight_decay": 5e-4, "crop_scale": [0.08, 1.0], "jitter": [0.4, 0.4, 0.4, 0.1], "grey_p": 0.2,
+        "blur_p": 0.0, "solarize_p": 0.0, "reg_on": None, "image_size": 32, "arch": "resnet18",
+        "reg_weight": {"none": 0.0, "lastlayer": 1.0, "werank": 0.1, "sparsehead": 1e-4}[reg],
     }  # fmt: skip
+    script = "directclr.py" if "directclr" in row else "barlow.py" if "barlow" in row else "simclr.py"
+    script = "byol.py" if "byol" in row else script
     if row.startswith("sh-"):
         arguments |= {"temperature": 0.5, "lr": 3e-3, "batch_size": 128 if scale == "mini" else 512}
+        arguments |= {"optimizer": "adam", "weight_decay": 1e-6, "crop_scale": [0.2, 1.0], "grey_p": 0.1}
+        arguments["arch"] = "resnet50" if "resnet50" in row else "resnet18"
         arguments["epochs"] = 1000 if scale == "paper" else arguments["epochs"]
     result = {
-        "config": {"arguments": arguments, "device": "H100", "torch": "2.11.0+cu130", "name": name},
+        "config": {"arguments": arguments, "device": "H100", "torch": "2.11.0+cu130", "name": name,
+                   "script": script},
         "knn200": knn, "knn5": knn - 1, "linear_top1": knn + 1, "linear_top5": 90.0, "seconds": 120.0,
         "rankme": dict.fromkeys(layers, 5.0), "min_max_ratio": dict.fromkeys(layers, 2.0),
         "spectra": dict.fromkeys(layers, np.exp(-np.arange(size) / 40).tolist()),
@@ -87,7 +95,7 @@ def test_a_table_has_mean_std_number_of_seeds_paper_difference_time_and_device(w
         "SimCLR, MLP projector", "81.3 ± 1.5 (3)", "86.1", "-4.8", "5.0 ± 0.0 (3)", "5.0 ± 0.0 (3)", "2.0",
     ]  # fmt: skip
     assert lines["`noproj`"][0][1:4] == ["79.0 (1)", "84.5", "-5.5"]
-    assert "4 runs: all images, width 64, 50 epochs, batch 128; H100, torch 2.11.0+cu130." in text
+    assert "4 runs: all images, width 64, 50 epochs, batch 128, D = 512; H100, torch 2.11.0+cu130." in text
     assert "Not measured at this scale: CIFAR-100." in text
 
 
@@ -198,7 +206,7 @@ def test_a_refutation_has_to_stand_among_all_of_a_claims_differences(write, scri
     gaps = [-0.3, -0.5, -0.4]  # 95 %: -0.4 ± 0.25; four differences, 98.75 %: ± 0.53
     write("short", "cs-lastlayer", [x + gap for x, gap in zip((80.0, 81.0, 82.0), gaps)])
     _, lines, _ = made(script, tmp_path)
-    assert lines["kNN-200: cs-lastlayer > cs"][0][-1] == "refuted"
+    assert lines["kNN-200: cs-lastlayer > cs"][0][-1] == "undecided, against it"
     assert lines["C13"][0][2] == "**undecided**" and "0 refuted" in lines["C13"][0][3]
 
 
@@ -270,6 +278,12 @@ NORMS = hand_made(0)["row_norms"]
         ({"arguments__width": 8}, "width 8, not 64"),
         ({"arguments__train_size": 5000}, "train_size 5000, not None"),
         ({"arguments__temperature": 0.5}, "temperature 0.5, not 0.2"),
+        ({"arguments__image_size": 16}, "image_size 16, not 32"),
+        ({"arguments__blur_p": 0.5}, "blur_p 0.5, not 0.0"),
+        ({"arguments__stem": "imagenet"}, "stem imagenet, not cifar"),
+        ({"arguments__embedding": 4}, "embedding 4, not None"),
+        ({"arguments__lr": None}, "lr None, not 0.06"),
+        ({"config__script": "byol.py"}, "byol.py, not simclr.py"),
         ({"arguments__reg": "lastlayer"}, "reg lastlayer, not none"),
         ({"config__name": "noproj-lastlayer"}, "noproj-lastlayer, not noproj"),
         ({"config__device": None}, "lacks its origin"),
@@ -387,7 +401,7 @@ def test_the_page_opens_with_the_answer_in_three_sentences(write, script, tmp_pa
     write("short", "noproj", bare)
     write("short", "noproj-lastlayer", penalised)
     opening = made(script, tmp_path)[0].splitlines()[2]
-    assert f"on CIFAR-10 {answer}" in opening and "CIFAR-10: 86.0 ± 0.1 (3), " in opening
+    assert f"on CIFAR-10 {answer}" in opening and "is 86.0 ± 0.1 (3), " in opening
     assert "At scale `short`" in opening
     for row in report.QUESTION:
         write("short", row, [50.0, 50.1, 50.2], "cifar100")
@@ -410,7 +424,10 @@ def test_linear_models_and_cost_are_judged_by_their_own_files(script, tmp_path):
     (folder / "bench-cpu.json").write_text(json.dumps({"device": "CPU", "rows": rows}))
     _, lines, _ = made(script, tmp_path)
     assert lines["C1"][0][2:4] == ["**holds**", "1 of 1 part as claimed ([all](#c1-in-linear-models))"]
-    assert lines["C2"][0][2:4] == ["**fails**", "1 of 2 parts as claimed ([all](#c2-in-linear-models))"]
+    assert lines["C2"][0][2:4] == [
+        "**fails**",
+        "1 of 2 parts as claimed; against it: a ([all](#c2-in-linear-models))",
+    ]
     assert lines["C3"][0][2] == "**no data**"
     assert (
         lines["C19"][0][2] == "**holds**"
@@ -457,10 +474,26 @@ def test_each_claims_statistic_sees_what_it_is_about():
     assert [f(penalised, usual) for f in value["C18"][:3]] == pytest.approx([2.0, 1.0, 0.5])
 
 
+def test_the_opening_compares_the_seeds_that_all_three_rows_have(write, script, tmp_path):
+    for row in report.QUESTION:
+        write("short", row, [80.0, 81.0, 82.0])
+    write("short", "simclr", [99.0], seeds=[7])
+    write("short", "noproj", [10.0], seeds=[7])
+    opening = made(script, tmp_path)[0].splitlines()[2]
+    assert opening.count("81.0 ± 1.0 (3)") == 3 and "is worth +0.00 [+0.00, +0.00]" in opening
+
+
+def test_two_rows_that_only_rounding_separates_show_what_it_does(write, script, tmp_path):
+    write("short", "directclr", [80.0, 81.0, 82.0])
+    write("short", "simclr-lowrank-diagonal", [80.5, 80.0, 82.0])
+    text, _, _ = made(script, tmp_path)
+    assert "On CIFAR-10 they differ by +0.17 [-1.73, +2.06] (kNN-200, n = 3), +0.17" in text
+
+
 def test_a_claim_about_collapsed_dimensions_waits_for_one(write, script, tmp_path):
     write("short", "noproj", [80.0, 81.0, 82.0])
     cell = made(script, tmp_path)[1]["C11"][0]
-    assert cell[2] == "**undecided**" and cell[3].startswith("nothing to judge in 2 differences")
+    assert cell[2] == "**undecided**" and cell[3].startswith("nothing to judge: no dimension has collapsed")
     norms = {**NORMS, "variance": [1e-9, *[1.0] * 511]}
     write("short", "noproj", [80.0, 81.0, 82.0], row_norms=norms)
     assert made(script, tmp_path)[1]["C11"][0][2] == "**fails**"
