@@ -15,25 +15,12 @@ import common
 def parse():
     parser = common.arguments(__doc__)
     count = common.number(int, 1)
-    group = parser.add_argument_group("projector, from h to z")
-    kind, add = group.add_mutually_exclusive_group(), group.add_argument
-    kind.add_argument("--projector", choices=("mlp", "linear", "none"), help="(mlp: Barlow Twins)")
-    kind.add_argument("--no-projector", dest="projector", action="store_const", const="none", help="z = h")
+    add = common.projector_arguments(parser, ("mlp", "linear", "none"), "Barlow Twins").add_argument
     add("--hidden", type=count, help="hidden width of mlp (2048)")
     add("--embedding", type=count, help="width of z of mlp and linear (2048)")
     add = parser.add_argument_group("loss").add_argument
     add("--lambd", type=common.number(float, 0), default=5e-3, help="of the off-diagonal (5e-3)")
-    args = parser.parse_args()
-    args.projector = args.projector or "mlp"
-    return args
-
-
-def check(args):
-    """Refuses arguments that make no sense together."""
-    uses = {"hidden": ("mlp",), "embedding": ("mlp", "linear")}
-    for flag, kinds in uses.items():
-        if getattr(args, flag) is not None and args.projector not in kinds:
-            raise common.UserError(f"--{flag} needs --projector {' or '.join(kinds)}, not {args.projector}")
+    return parser.parse_args()
 
 
 def row_name(args):
@@ -44,7 +31,7 @@ def row_name(args):
 
 def main():
     args = parse()
-    check(args)
+    common.check_projector(args, {"hidden": ("mlp",), "embedding": ("mlp", "linear")})
     data = common.prepare(args)
     encoder = common.resnet(args.arch, args.stem, args.width)
     projector = common.projector(args.projector, encoder.dim, args.hidden or 2048, args.embedding or 2048)

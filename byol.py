@@ -34,17 +34,12 @@ class Target(torch.nn.Module):
 def parse():
     parser = common.arguments(__doc__)
     count = common.number(int, 1)
-    group = parser.add_argument_group("projector, from h to z; the predictor has its widths")
-    kind, add = group.add_mutually_exclusive_group(), group.add_argument
-    kind.add_argument("--projector", choices=("mlp", "linear", "none"), help="(mlp: BYOL)")
-    kind.add_argument("--no-projector", dest="projector", action="store_const", const="none", help="z = h")
+    add = common.projector_arguments(parser, ("mlp", "linear", "none"), "BYOL").add_argument
     add("--hidden", type=count, help="hidden width of mlp and predictor (1024)")
-    add("--embedding", type=count, help="width of z of mlp and linear (256)")
+    add("--embedding", type=count, help="width of z of mlp and linear, and of the predictor's output (256)")
     add = parser.add_argument_group("target").add_argument
     add("--momentum", type=common.number(float, 0, 1), default=0.99, help="of the target's average (0.99)")
-    args = parser.parse_args()
-    args.projector = args.projector or "mlp"
-    return args
+    return parser.parse_args()
 
 
 def row_name(args):
@@ -55,8 +50,7 @@ def row_name(args):
 
 def main():
     args = parse()
-    if args.embedding and args.projector == "none":
-        raise common.UserError("--embedding needs --projector mlp or linear, not none")
+    common.check_projector(args, {"embedding": ("mlp", "linear")})
     data = common.prepare(args)
     encoder = common.resnet(args.arch, args.stem, args.width)
     hidden, width = args.hidden or 1024, args.embedding or 256

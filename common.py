@@ -687,6 +687,22 @@ def arguments(doc):
     return parser
 
 
+def projector_arguments(parser, kinds, method):
+    """A group of arguments with --projector, of these kinds, and --no-projector, to add the sizes to."""
+    group = parser.add_argument_group("projector, from h to z")
+    add = group.add_mutually_exclusive_group().add_argument
+    add("--projector", choices=kinds, default="mlp", help=f"(mlp: {method})")
+    add("--no-projector", dest="projector", action="store_const", const="none", help="z = h")
+    return group
+
+
+def check_projector(args, uses):
+    """UserError for a size that --projector has no use for; uses: {"rank": the kinds that have one, …}."""
+    for flag, kinds in uses.items():
+        if getattr(args, flag) is not None and args.projector not in kinds:
+            raise UserError(f"--{flag} needs --projector {' or '.join(kinds)}, not {args.projector}")
+
+
 def prepare(args):
     """The data, on the device that it picks; seeds, and fills in the defaults that depend on others."""
     try:

@@ -30,10 +30,7 @@ class ConstantSubvector(torch.nn.Module):
 def parse():
     parser = common.arguments(__doc__)
     count, real = common.number(int, 1), common.number(float, -1e6, 1e6)
-    group = parser.add_argument_group("projector, from h to z")
-    kind, add = group.add_mutually_exclusive_group(), group.add_argument
-    kind.add_argument("--projector", choices=common.PROJECTORS, help="(mlp: SimCLR; others: DirectCLR)")
-    kind.add_argument("--no-projector", dest="projector", action="store_const", const="none", help="z = h")
+    add = common.projector_arguments(parser, common.PROJECTORS, "SimCLR; others: DirectCLR").add_argument
     add("--hidden", type=count, help="hidden width of mlp (D)")
     add("--embedding", type=count, help="width of z of mlp and linear (128: SimCLR)")
     add("--rank", type=count, help="d0 of the low-rank kinds (D 360/2048: DirectCLR)")
@@ -42,17 +39,13 @@ def parse():
     add = parser.add_argument_group("loss").add_argument
     add("--temperature", type=common.number(float, 1e-4, 1e6), default=0.2, help="(0.2: LL)")
     add("--cross-view", action="store_true", help="negatives from the other view only (DirectCLR)")
-    args = parser.parse_args()
-    args.projector = args.projector or "mlp"
-    return args
+    return parser.parse_args()
 
 
 def check(args):
     """Refuses arguments that make no sense together."""
-    uses = {"hidden": ("mlp",), "embedding": ("mlp", "linear"), "rank": ("lowrank", "lowrank-diagonal")}
-    for flag, kinds in uses.items():
-        if getattr(args, flag) is not None and args.projector not in kinds:
-            raise common.UserError(f"--{flag} needs --projector {' or '.join(kinds)}, not {args.projector}")
+    common.check_projector(args, {"hidden": ("mlp",), "embedding": ("mlp", "linear"),
+                                  "rank": ("lowrank", "lowrank-diagonal")})
     if args.fixed_dims and args.projector != "none":
         raise common.UserError(f"--fixed-dims needs --no-projector, not --projector {args.projector}")
     if args.fixed_value is not None and not args.fixed_dims:
