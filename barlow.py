@@ -13,6 +13,7 @@ import common
 
 
 def parse():
+    """The command line's arguments."""
     parser = common.arguments(__doc__)
     count = common.number(int, 1)
     add = common.projector_arguments(parser, ("mlp", "linear", "none"), "Barlow Twins").add_argument

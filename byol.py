@@ -32,6 +32,7 @@ class Target(torch.nn.Module):
 
 
 def parse():
+    """The command line's arguments."""
     parser = common.arguments(__doc__)
     count = common.number(int, 1)
     add = common.projector_arguments(parser, ("mlp", "linear", "none"), "BYOL").add_argument

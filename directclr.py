@@ -31,6 +31,7 @@ class Subvector(torch.nn.Module):
 
 
 def parse():
+    """The command line's arguments."""
     parser = common.arguments(__doc__)
     add = parser.add_argument_group("subvector, from h to z").add_argument
     add("--dim", type=common.number(int, 1), help="d0, its size (90 of 512, 360 of 2048: DirectCLR)")

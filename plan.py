@@ -105,6 +105,7 @@ def seconds_left(result, known):
 
 
 def minutes(seconds):
+    """Seconds as minutes, a question mark for None."""
     return "?" if seconds is None else f"{seconds / 60:.1f}"
 
 
@@ -186,7 +187,8 @@ def main():
     running.add_argument("command", nargs=argparse.REMAINDER, help="-- and what makes the result")
     args = parser.parse_args()
     if args.action == "list":
-        show(list(dict.fromkeys(args.results)), args.brief)
+        with contextlib.suppress(BrokenPipeError):  # make plan | head
+            show(list(dict.fromkeys(args.results)), args.brief)
     else:
         command = [word for word in args.command if word != "--"]
         if not command or not shutil.which(command[0]):

@@ -105,6 +105,7 @@ def number(value, digits=1, sign=False):
 
 
 def title(dataset):
+    """A data set's name as it is written."""
     return NAMES.get(dataset, dataset)
 
 
@@ -136,6 +137,7 @@ def draw_curve(axis, results, layer, style, label):
 
 
 def draw_spectra(runs, layer):
+    """ln σ_k over k of runs [(label, result)] (LL fig. 1)."""
     figure = Figure(figsize=(6, 4))
     axis = figure.subplots()
     for (label, result), style in zip(runs, STYLES * len(runs)):
@@ -146,6 +148,7 @@ def draw_spectra(runs, layer):
 
 
 def draw_norms(runs):
+    """Variance of h_i over the weight-row norm, bare and folded (LL prop. 1), of [(label, result)]."""
     figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     names = {"bare": r"$\|W^i\|^2$",
@@ -172,6 +175,7 @@ def draw_heat_map(axis, result, layer, label):
 
 
 def draw_covariance(runs, layer):
+    """Heat maps of a layer's covariance (LL fig. 2), of [(label, result)]."""
     figure = Figure(figsize=(1 + 3.6 * len(runs), 3.8), layout="constrained")
     axes = figure.subplots(1, len(runs), squeeze=False)
     images = [draw_heat_map(axis, result, layer, label) for axis, (label, result) in zip(axes[0], runs)]
@@ -213,12 +217,14 @@ SPECTRA = {  # title, {panel: (row, layer) of its curves}
 
 
 def panels(heading, rows, columns, width=4.2, height=3.2, height_ratios=None):
+    """(figure, axes (rows, columns)) with a heading; the axes of a line share y."""
     figure = Figure(figsize=(max(width * columns, 5.5), height * rows + 0.4), layout="constrained")
     figure.suptitle(heading, fontsize=11)
     return figure, figure.subplots(rows, columns, squeeze=False, sharey="row", height_ratios=height_ratios)
 
 
 def draw_rows(results, scale, datasets, name):
+    """One of SPECTRA: a line of panels for every data set."""
     heading, parts = SPECTRA[name]
     figure, axes = panels(f"{heading} ({scale}; mean of ln σ, band: all seeds)", len(datasets), len(parts))
     for line, dataset in zip(axes, datasets):
@@ -236,6 +242,7 @@ def draw_rows(results, scale, datasets, name):
 
 
 def draw_heat_maps(results, scale, datasets, _):
+    """LL fig. 2: |covariance| of z and of h of simclr's first seed."""
     figure, axes = panels(f"LL figure 2: covariance of simclr ({scale})", len(datasets), 2, 4.6, 4.2)
     for line, dataset in zip(axes, datasets):
         seed, result = next(iter(results.of(scale, dataset, "simclr").items()))
@@ -246,6 +253,7 @@ def draw_heat_maps(results, scale, datasets, _):
 
 
 def draw_sweep(results, scale, datasets, _):
+    """DirectCLR fig. 12: linear probe over d0 / D."""
     figure, axes = panels(f"DirectCLR figure 12: size of the subvector ({scale})", 1, len(datasets))
     for axis, dataset in zip(axes[0], datasets):
         points = []
@@ -265,6 +273,7 @@ def draw_sweep(results, scale, datasets, _):
 
 
 def draw_row_norms(results, scale, datasets, _):
+    """LL proposition 1 on the first seed of the rows that the question is about."""
     runs = []
     for row in QUESTION:
         for seed, result in list(results.of(scale, datasets[0], row).items())[:1]:

@@ -106,6 +106,7 @@ def printed(dataset, row, metric):
 
 
 class Claim(NamedTuple):
+    """What a paper says, where, and the figure (a file's stem) that shows it."""
     text: str
     source: str
     figure: str
@@ -161,6 +162,7 @@ class Comparison(NamedTuple):
 
 
 def accuracy(claim, metric, a, b, bound=0.0, within=False):
+    """The Comparison of a metric, in points: a's minus b's, claimed above bound or (within) about 0."""
     sign = "≈" if within else "≥" if bound else ">"
     return Comparison(claim, f"{METRICS[metric]}: {a} {sign} {b}", (a, b), lambda x, y: x[metric] - y[metric],
                       bound, within, ((a, metric), (b, metric)))
@@ -206,10 +208,12 @@ def weak_rows(kind):
 
 
 def rise(statistic, layer):
+    """How much a statistic of a layer is larger in a than in b."""
     return lambda a, b: a[statistic][layer] - b[statistic][layer]
 
 
 def offdiagonal(result, layer):
+    """Mean |off-diagonal| / mean diagonal of a layer's covariance."""
     return result["covariance"][layer]["offdiagonal"]
 
 
@@ -424,15 +428,18 @@ def check(result, scale, dataset, row, seed):
 
 
 def require(condition, otherwise):
+    """UserError(otherwise) unless the condition holds."""
     if not condition:
         raise common.UserError(otherwise)
 
 
 def is_number(x, low=-np.inf, high=np.inf):
+    """A finite int or float, no bool, from low to high."""
     return type(x) in (int, float) and low <= x <= high and abs(x) < np.inf
 
 
 def setting(result):
+    """How a result was trained, in words: images, width, epochs, batch."""
     a = result["config"]["arguments"]
     images = f"{a['train_size']:,} images" if a["train_size"] else "all images"
     return f"{images}, width {a['width']}, {a['epochs']} epochs, batch {a['batch_size']}"
@@ -446,6 +453,7 @@ def cells(*values):
 
 
 def mean_std(values):
+    """Mean ± sample standard deviation (count), as text."""
     spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
     return f"{np.mean(values):.1f}{spread} ({len(values)})" if values else "not measured"
 
@@ -457,6 +465,7 @@ def difference(e):
 
 
 def count(n, what):
+    """1 pair, 2 pairs."""
     return f"{n} {what}{'' if n == 1 else 's'}"
 
 
@@ -506,6 +515,7 @@ def most_telling(sizes):
 
 
 def claim_scale(results, claim):
+    """The scale that a claim is judged at, None without any measurement."""
     return most_telling({scale: [e.n for _, _, e in judged(results, claim, scale) if e]
                          for scale in results.scales()})
 
@@ -725,6 +735,7 @@ def paper_difference(c, dataset):
 
 
 def comparison_line(dataset, c, e, among):
+    """A line of the table behind a claim's verdict; among: how many differences the claim has."""
     paper, source = paper_difference(c, dataset) or (None, dataset)
     paper = number(paper, 2, sign=True) + (f" ({title(source)})" if source != dataset else "")
     if e is None or e.n == 0:
@@ -735,6 +746,7 @@ def comparison_line(dataset, c, e, among):
 # ---------------------------------------------------------------------------------------------------- figures
 
 def draw_forest(results, scale, datasets, _):
+    """Every difference in accuracy with its interval, beside the papers'; C16 on an axis of its own."""
     compared = [c for c in COMPARISONS if c.terms]
     groups = [[c for c in compared if c.claim != "C16"], [c for c in compared if c.claim == "C16"]]
     figure, axes = panels(f"Paired differences in accuracy ({scale})", 2, len(datasets), 6.5,

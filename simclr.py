@@ -28,6 +28,7 @@ class ConstantSubvector(torch.nn.Module):
 
 
 def parse():
+    """The command line's arguments."""
     parser = common.arguments(__doc__)
     count, real = common.number(int, 1), common.number(float, -1e6, 1e6)
     add = common.projector_arguments(parser, common.PROJECTORS, "SimCLR; others: DirectCLR").add_argument

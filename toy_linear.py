@@ -250,6 +250,7 @@ def collapsed(sigma_c):
 # ------------------------------------------------------------------------------------------------- numbers
 
 def label(run):
+    """A run's name, as in toy.json."""
     parts = [run.loss, f"L={run.layers}", f"k={run.k:g}", "WERank" * run.werank, "ReLU" * run.relu]
     return " ".join(part for part in [*parts, "orthogonal" * (run.start == "orthogonal")] if part)
 
@@ -280,6 +281,7 @@ def numbers(name, runs, kept, histories, x, args):
 # ------------------------------------------------------------------------------------------------- figures
 
 def panels(title, rows, columns, **shared):
+    """(figure, axes) with a title."""
     figure = Figure(figsize=(0.8 + 2.7 * columns, 0.7 + 2.2 * rows), layout="constrained")
     figure.suptitle(title, fontsize=10)
     return figure, figure.subplots(rows, columns, **shared)
@@ -320,6 +322,7 @@ def evolution(title, steps, rows):
 
 
 def heat_maps(title, steps, found):
+    """|V₂ᵀU₁| at the start, a quarter and the end (DirectCLR fig. 5)."""
     figure, axes = panels(title, 1, 3, sharey=True)
     for axis, heat, step in zip(axes, found["alignment"]["mean"], (0, steps[len(steps) // 4], steps[-1])):
         image = axis.imshow(heat, cmap="Greys", vmin=0, vmax=1, extent=(0.5, DIM + 0.5, DIM + 0.5, 0.5))
@@ -376,6 +379,7 @@ def text(*values):
 
 
 def strong_augmentation(runs, start, end, x, args):
+    """Parts of C1, (holds or None, text)."""
     noise = torch.randn(*x.shape[:2], NOISY, generator=torch.Generator().manual_seed(3000))
     star = torch.stack([thresholds(*pair) for pair in zip(x, noise)])
     yield None, f"k* predicted from the data, for small weights: {text(star[:, 0])} to {text(star[:, 1])}"
@@ -393,6 +397,7 @@ def strong_augmentation(runs, start, end, x, args):
 
 
 def layers_align(runs, start, end, x, args):
+    """Parts of C2."""
     weight = end[runs["T2"][0]]
     diagonal, grown = alignment(weight).diagonal(dim1=-2, dim2=-1), sigma(weight).amin(1) > 1
     for name, some in {"all": grown | True, "σ > 1 in both layers": grown, "the others": ~grown}.items():
@@ -401,6 +406,7 @@ def layers_align(runs, start, end, x, args):
 
 
 def small_stay_small(runs, start, end, x, args):
+    """Parts of C3."""
     for run in runs["T3"]:
         growth = sigma(end[run]) - sigma(start[run])
         small, large = growth[..., NOISY:].mean((1, 2)), growth[..., :4].mean((1, 2))
@@ -414,6 +420,7 @@ def small_stay_small(runs, start, end, x, args):
 
 
 def depth_collapses(runs, start, end, x, args):
+    """Parts of C4."""
     for kind, name in (((False, "decaying"), "linear"), ((True, "decaying"), "ReLU"),
                        ((False, "orthogonal"), "linear, equal singular values 0.3 at the start")):
         group = [run for run in runs["T4"] if (run.relu, run.start) == kind]
@@ -425,6 +432,7 @@ def depth_collapses(runs, start, end, x, args):
 
 
 def werank_helps(runs, start, end, x, args):
+    """Parts of C5."""
     for loss in LOSSES:
         plain, kept = ([run for run in runs.get("T6", []) if (run.loss, run.werank) == (loss, werank)]
                        for werank in (False, True))
@@ -479,6 +487,7 @@ def verdicts(runs, histories, x, args):
 
 
 def parse():
+    """The command line's arguments."""
     parser = common.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                            allow_abbrev=False)
     add = parser.add_argument
