@@ -7,11 +7,11 @@ Reproduces SparseHead table 1 (BYOL), with the recipe of SimCLR on CIFAR-10, as 
     python byol.py --no-projector --reg lastlayer               ‖WWᵀ - I‖² on the last convolution instead
     python byol.py --dataset shapes --width 8 --epochs 8        a first run: a minute on a CPU, no download
 """
+
 import copy
 
-import torch
-
 import common
+import torch
 
 
 class Target(torch.nn.Module):
@@ -19,44 +19,53 @@ class Target(torch.nn.Module):
 
     def __init__(self, encoder, projector, momentum):
         super().__init__()
-        self.encoder, self.projector = copy.deepcopy(encoder), copy.deepcopy(projector)
+        self.encoder = copy.deepcopy(encoder)
+        self.projector = copy.deepcopy(projector)
         self.momentum = momentum
         self.requires_grad_(False)
 
     @torch.no_grad()
     def update(self, encoder, projector):
         """ξ ← momentum · ξ + (1 - momentum) · θ."""
-        for slow, fast in ((self.encoder, encoder), (self.projector, projector)):
-            for p, q in zip(slow.parameters(), fast.parameters()):
-                p.lerp_(q, 1 - self.momentum)
+        slow = [*self.encoder.parameters(), *self.projector.parameters()]
+        fast = [*encoder.parameters(), *projector.parameters()]
+        torch._foreach_lerp_(slow, fast, 1 - self.momentum)
 
 
-def parse():
+def parser():
     """The command line's arguments."""
-    parser = common.arguments(__doc__)
-    count = common.number(int, 1)
-    add = common.projector_arguments(parser, ("mlp", "linear", "none"), "BYOL").add_argument
-    add("--hidden", type=count, help="hidden width of mlp and predictor (1024)")
-    add("--embedding", type=count, help="width of z of mlp and linear, and of the predictor's output (256)")
-    add = parser.add_argument_group("target").add_argument
+    found = common.arguments(__doc__)
+    add = common.projector_arguments(found, ("mlp", "linear", "none"), "BYOL").add_argument
+    add("--hidden", type=common.size, help="hidden width of mlp and predictor (1024)")
+    add(
+        "--embedding",
+        type=common.size,
+        help="width of z of mlp and linear, and of the predictor's output (256)",
+    )
+    add = found.add_argument_group("target").add_argument
     add("--momentum", type=common.number(float, 0, 1), default=0.99, help="of the target's average (0.99)")
-    return parser.parse_args()
+    return found
 
 
-def row_name(args):
-    """The row of the papers' tables that these arguments are: byol, byol-noproj, byol-sparsehead …"""
+resolve = common.resolve
+
+
+def run_name(args):
+    """What a run's folder is called unless --out says: byol, byol-noproj, byol-sparsehead …"""
     name = {"mlp": "byol", "none": "byol-noproj"}.get(args.projector, f"byol-{args.projector}")
     return name if args.reg == "none" else f"{name}-{args.reg}"
 
 
 def main():
-    args = parse()
+    args = parser().parse_args()
     common.check_projector(args, {"embedding": ("mlp", "linear")})
-    data = common.prepare(args)
-    encoder = common.resnet(args.arch, args.stem, args.width)
-    hidden, width = args.hidden or 1024, args.embedding or 256
+    args, data = common.prepare(args, resolve)
+    encoder = common.make_encoder(args)
+    hidden = args.hidden or 1024
+    width = args.embedding or 256
     projector = common.projector(args.projector, encoder.dim, hidden, width)
-    width = encoder.dim if args.projector == "none" else width
+    if args.projector == "none":
+        width = encoder.dim
     predictor = common.projector("mlp", width, hidden, width)
     target = Target(encoder, projector, args.momentum)
     penalty = common.regularizer(args, encoder, projector)
@@ -67,9 +76,9 @@ def main():
         with torch.no_grad():
             t1, t2 = common.embed(target.encoder, target.projector, x1, x2)
         both = common.byol_loss(predictor(z1), t2) + common.byol_loss(predictor(z2), t1)
-        return both / 2 + args.reg_weight * penalty()
+        return both / 2 + penalty()
 
-    common.fit(args, data, encoder, projector, loss, row_name(args), modules=(predictor, target))
+    common.fit(args, data, encoder, projector, loss, run_name(args), modules=(predictor, target))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""What the experiments share, in the order data flows: data, augmentation, encoder, projectors, losses,
-penalties, training, evaluation, results. Copy this file beside a script and the script runs.
+"""What the experiments share, in the order data flows: data, augmentation, encoder, projectors, losses, penalties,
+arguments, training, evaluation, results. Copy this file beside a script and the script runs.
 
-Equations and tables are cited by the papers' short names: LL (Can Weight Regularization in the Last Layer
-Reduce Dimensional Collapse?), DirectCLR (Jing et al. 2022), WERank (Pasand et al. 2024), SparseHead (Song et
-al. 2023).
+Equations and tables are cited by the papers' short names: LL (Can Weight Regularization in the Last Layer Reduce
+Dimensional Collapse?), DirectCLR (Jing et al. 2022), WERank (Pasand et al. 2024), SparseHead (Song et al. 2023).
 """
+
 import argparse
 import contextlib
+import copy
 import json
 import math
 import os
@@ -15,9 +16,14 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
+
+# Importing torch takes seconds. Ctrl-C ends the process there, without a traceback. (A thread has no say in it.)
+with contextlib.suppress(ValueError):
+    _interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import numpy as np
 import torch
@@ -27,10 +33,19 @@ from torch import nn
 from torchvision.transforms.v2 import functional as vision
 from tqdm import tqdm
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+with contextlib.suppress(ValueError, NameError):
+    signal.signal(signal.SIGINT, _interrupt)
 
-# glibc returns freed memory to the system, and has to fault it in again, beyond a limit that it learns from
-# the largest block freed so far, 32 MB at most. Freeing 30 MB once makes Augment 1.6 times as fast on a CPU.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# float32 means float32: TF32's noise would hide small singular values. So PyTorch's advice to switch it on is no news.
+torch.set_float32_matmul_precision("highest")
+torch.backends.cudnn.allow_tf32 = False
+warnings.filterwarnings("ignore", message=".*TensorFloat32 tensor cores.*")
+
+# glibc returns freed memory to the system, and has to fault it in again, beyond a limit that it learns from the largest
+# block freed so far, 32 MB at most. Freeing 30 MB once makes Augment 1.6 times as fast on a CPU.
 torch.empty(7_500_000)
 
 
@@ -38,10 +53,12 @@ class UserError(ValueError):
     """Bad input. Scripts print it as one line on stderr and exit with code 2."""
 
 
-# ------------------------------------------------------------------------------------------------------ data
+# ---------------------------------------------------------------------------------------------------------------- data
+
 
 class Dataset(NamedTuple):
     """Images uint8 (N, 3, H, W), labels int64 (N,), -1 of a training image without one (STL-10)."""
+
     name: str
     x_train: torch.Tensor
     y_train: torch.Tensor
@@ -57,15 +74,14 @@ NAMED = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "stl10": "STL10"}  # in t
 def load_dataset(name, data_dir="data", image_size=None):
     """A `Dataset` in memory. Raises UserError that names the file and what is wrong with it.
 
-    name: cifar10, cifar100, stl10 (train + unlabelled): <data_dir>/<name>.npz, which a torchvision download
-    writes the first time; shapes (drawn, no download); an .npz of x_train (N, H, W, 3) uint8, y_train (N,),
-    x_test, y_test, optionally classes; or an image folder train/<class>/*, val/<class>/*, which needs
-    image_size. image_size: other images are resized (shorter side, antialiased) and centre-cropped to
-    image_size squared.
+    name: cifar10, cifar100, stl10 (train + unlabelled): <data_dir>/<name>.npz, which a torchvision download writes the
+    first time; shapes (drawn by shapes.py, no download); an .npz of x_train (N, H, W, 3) uint8, y_train (N,), x_test,
+    y_test, optionally classes; or an image folder train/<class>/*, val/<class>/*, which needs image_size. image_size:
+    other images are resized (shorter side, antialiased) and centre-cropped to image_size squared.
     """
     path = Path(name)
     if name == "shapes":
-        arrays = shapes()
+        arrays = _drawn()
     elif name in NAMED:
         npz = Path(data_dir) / f"{name}.npz"
         arrays = _read_npz(npz) if npz.exists() else _download(name, npz)
@@ -88,36 +104,51 @@ def load_dataset(name, data_dir="data", image_size=None):
     return Dataset(path.stem, **tensors, classes=tuple(str(c) for c in arrays["classes"]))
 
 
+def _drawn():
+    try:
+        import shapes
+    except ImportError:
+        raise UserError("--dataset shapes is drawn by shapes.py, which is not beside common.py") from None
+    return shapes.shapes()
+
+
 def _read_npz(path):
     try:
         with np.load(path) as file:
             arrays = {key: file[key] for key in NPZ_KEYS if key in file.files}
-    except Exception as error:  # noqa: BLE001 - zip, zlib, pickle, system: a bad file has many errors
+    except Exception as error:  # zip, zlib, pickle, system: a bad file has many errors
         raise UserError(f"{path} is not a readable .npz file ({brief(error)})") from None
     if missing := set(NPZ_KEYS) - {"classes"} - set(arrays):
         raise UserError(f"{path} lacks {', '.join(sorted(missing))}")
     for split in ("train", "test"):
-        x, y = arrays[f"x_{split}"], arrays[f"y_{split}"]
+        x = arrays[f"x_{split}"]
+        y = arrays[f"y_{split}"]
         if x.dtype != np.uint8 or x.shape[1:] != (*arrays["x_train"].shape[1:3], 3) or 0 in x.shape:
-            raise UserError(f"{path}: x_{split} must be uint8 (N, H, W, 3), H and W those of x_train, "
-                            f"not {x.dtype} {x.shape}")
-        if y.dtype.kind not in "iu" or y.shape != x.shape[:1] or y.min() < (-1 if split == "train" else 0):
-            raise UserError(f"{path}: y_{split} must be {len(x)} integers >= 0 (-1 in y_train: no label), "
-                            f"not {y.dtype} {y.shape} from {y.min() if y.size else None}")
+            raise UserError(
+                f"{path}: x_{split} must be uint8 (N, H, W, 3), H and W those of x_train, not {x.dtype} {x.shape}"
+            )
+        least = -1 if split == "train" else 0
+        if y.dtype.kind not in "iu" or y.shape != x.shape[:1] or y.min() < least:
+            raise UserError(
+                f"{path}: y_{split} must be {len(x)} integers >= 0 (-1 in y_train: no label), "
+                f"not {y.dtype} {y.shape} from {y.min() if y.size else None}"
+            )
     labels = 1 + int(max(arrays["y_train"].max(), arrays["y_test"].max()))
-    classes = arrays.setdefault("classes", np.arange(labels if labels < 2 ** 16 else 0))
+    classes = arrays.setdefault("classes", np.arange(labels if labels < 2**16 else 0))
     if arrays["y_train"].max() < 0 or classes.ndim != 1 or len(classes) < labels:
         raise UserError(f"{path}: needs labelled training images, and classes for labels up to {labels - 1}")
     return arrays
 
 
 def _download(name, npz):
-    new, stl, kind = not npz.parent.exists(), name == "stl10", getattr(torchvision.datasets, NAMED[name])
+    folder_is_new = not npz.parent.exists()
+    kind = getattr(torchvision.datasets, NAMED[name])
+    stl = name == "stl10"
     splits = [{"split": "train+unlabeled"}, {"split": "test"}] if stl else [{"train": True}, {"train": False}]
     try:
         parts = [kind(str(npz.parent), download=True, **split) for split in splits]
     except (OSError, RuntimeError) as error:
-        if new and npz.parent.is_dir() and not any(npz.parent.iterdir()):
+        if folder_is_new and npz.parent.is_dir() and not any(npz.parent.iterdir()):
             npz.parent.rmdir()
         raise UserError(f"no {npz}, and torchvision can't download {name} ({brief(error)})") from None
     arrays = {"classes": np.array(parts[0].classes)}
@@ -139,7 +170,7 @@ def _read_folder(path, size):
     def read(sample):
         try:
             return np.asarray(vision.center_crop(vision.resize(train.loader(sample[0]), size), size))
-        except Exception as error:  # noqa: BLE001 - Pillow's are many too
+        except Exception as error:  # Pillow's are many too
             raise UserError(f"{sample[0]} is not a readable image ({brief(error)})") from None
 
     try:
@@ -157,51 +188,6 @@ def _read_folder(path, size):
     return arrays
 
 
-def shapes(train=5000, test=1000, seed=0):
-    """Drawn images as in an .npz, the same for the same seed: the class is the shape; colours, place, size,
-    rotation and the texture behind it are random. Balanced classes."""
-    draw = {  # in the shape's own coordinates: u, v and polar r, a
-        "disc": lambda u, v, r, a: r < 0.8,
-        "ring": lambda u, v, r, a: (r < 0.9) & (r > 0.55),
-        "square": lambda u, v, r, a: np.maximum(abs(u), abs(v)) < 0.7,
-        "triangle": lambda u, v, r, a: np.maximum(abs(u) * 0.866 + v / 2, -v) < 0.45,
-        "star": lambda u, v, r, a: r < 0.6 + 0.35 * np.cos(5 * a),
-        "cross": lambda u, v, r, a: (np.minimum(abs(u), abs(v)) < 0.25) & (np.maximum(abs(u), abs(v)) < 0.9),
-        "bar": lambda u, v, r, a: (abs(u) < 1) & (abs(v) < 0.3),
-        "half disc": lambda u, v, r, a: (r < 1) & (v > 0),
-        "crescent": lambda u, v, r, a: (r < 0.9) & ((u - 0.45) ** 2 + v ** 2 > 0.4),
-        "pair": lambda u, v, r, a: (abs(u) - 0.6) ** 2 + v ** 2 < 0.14,
-    }
-    rng, n, size = np.random.default_rng(seed), train + test, 32
-    y = np.concatenate([rng.permutation(np.arange(count) % len(draw)) for count in (train, test)])
-
-    def uniform(low, high, *shape):
-        return rng.uniform(low, high, (n, *(shape or (1, 1)))).astype(np.float32)
-
-    turn, radius = uniform(-np.pi, np.pi), uniform(0.4, 0.6)
-    u0, v0 = uniform(-0.4, 0.4), uniform(-0.4, 0.4)
-    axis = np.linspace(-1, 1, 2 * size, dtype=np.float32)
-    mask = np.empty((n, size, size, 1), dtype=np.float32)
-    for label, inside in enumerate(draw.values()):
-        i = y == label
-        u, v = (axis - u0[i]) / radius[i], (axis[:, None] - v0[i]) / radius[i]
-        u, v = u * np.cos(turn[i]) - v * np.sin(turn[i]), u * np.sin(turn[i]) + v * np.cos(turn[i])
-        drawn = inside(u, v, np.hypot(u, v), np.arctan2(v, u))
-        mask[i] = drawn.reshape(-1, size, 2, size, 2).mean((2, 4))[..., None]  # antialiased
-    # Vivid colours would tell images apart so well that nothing else is learnt: a grey contrast with a tint.
-    contrast = uniform(0.15, 0.35, 1, 1, 1) * np.sign(uniform(-1, 1, 1, 1, 1))
-    middle = uniform(0.2, 0.8, 1, 1, 1)
-    ground, shape = (middle + c + uniform(-0.1, 0.1, 1, 1, 3) for c in (-contrast, contrast))
-    axis = axis[::2]
-    for _ in range(2):  # two waves as a texture
-        wave = np.sin(uniform(-9, 9) * axis + uniform(-9, 9) * axis[:, None] + uniform(0, 6.3))
-        ground = ground + 0.05 * wave[..., None]
-    x = ground + mask * (shape - ground) + 0.04 * rng.standard_normal(ground.shape, dtype=np.float32)
-    x = (x.clip(0, 1) * 255).round().astype(np.uint8)
-    split = {"x_train": x[:train], "y_train": y[:train], "x_test": x[train:], "y_test": y[train:]}
-    return {**split, "classes": list(draw)}
-
-
 def subset(data, size):
     """`data` with `size` training images, the first of each class, in numbers that differ by 1 at most."""
     keep = torch.zeros(len(data.y_train), dtype=torch.bool)
@@ -212,21 +198,23 @@ def subset(data, size):
         count = size // len(labels) + (i < size % len(labels))
         of_class = (data.y_train == label).nonzero()[:, 0]
         if len(of_class) < count:
-            raise UserError(f"--train-size {size} takes {count} images of class {data.classes[label]!r}; "
-                            f"there are {len(of_class)}")
+            raise UserError(
+                f"--train-size {size} takes {count} images of class {data.classes[label]!r}; there are {len(of_class)}"
+            )
         keep[of_class[:count]] = True
     return data._replace(x_train=data.x_train[keep], y_train=data.y_train[keep])
 
 
-# ---------------------------------------------------------------------------------------------- augmentation
-# Images are float (B, 3, H, W) in [0, 1], parameters have one value per image. Every operation is that of the
-# same name in torchvision.transforms.v2.functional, on a whole batch.
+# -------------------------------------------------------------------------------------------------------- augmentation
+# Images are float (B, 3, H, W) in [0, 1], parameters have one value per image. Every operation is that of the same name
+# in torchvision.transforms.v2.functional, on a whole batch.
+
 
 def _interpolation(start, length, source, size):
     """(B, size, source): antialiased bilinear weights from pixels start … start + length - 1 to size pixels.
 
-    A resize is linear and separable, so crop, resize and flip are one matrix for rows and one for columns. At
-    the borders of the crop the weights left are made to sum to 1, as torchvision does.
+    A resize is linear and separable, so crop, resize and flip are one matrix for rows and one for columns. At the
+    borders of the crop the weights left are made to sum to 1, as torchvision does.
     """
     scale = (length / size)[:, None]
     centre = start[:, None] + (torch.arange(size, device=start.device) + 0.5) * scale
@@ -275,11 +263,12 @@ def adjust_saturation(x, factor):
 def adjust_hue(x, shift):
     """Turns the hue by a share of the circle, -0.5 … 0.5; saturation and value of HSV stay.
 
-    Hue without a branch, in sixths of the circle: its distance from red is (max - 2 min + g + b - r) / (max -
-    min), to the side of green where g > b.
+    Hue without a branch, in sixths of the circle: its distance from red is (max - 2 min + g + b - r) / (max - min), to
+    the side of green where g > b.
     """
     red, green, blue = x.unbind(1)
-    low, high = (extreme(extreme(red, green), blue) for extreme in (torch.minimum, torch.maximum))
+    low = torch.minimum(torch.minimum(red, green), blue)
+    high = torch.maximum(torch.maximum(red, green), blue)
     chroma = high - low
     hue = (green + blue).sub_(red).add_(high).sub_(low, alpha=2).div_(chroma.clamp(min=1e-8))
     hue.copysign_(green - blue).add_(shift[:, None, None], alpha=6)
@@ -297,6 +286,7 @@ def gaussian_blur(x, sigma, kernel_size):
         pixel = torch.arange(n, device=x.device)
         source = (n - 1) - ((n - 1) - (pixel[:, None] + offset).abs()).abs()  # reflected into 0 … n - 1
         return torch.einsum("bk,ikj->bij", kernel, (source[:, :, None] == pixel).float())[:, None]
+
     return blur(x.shape[2]) @ x @ blur(x.shape[3]).transpose(2, 3)
 
 
@@ -314,33 +304,56 @@ def normalize(x, mean=IMAGENET_MEAN, std=IMAGENET_STD):
 class Augment:
     """A random view of each image: uint8 (B, 3, H, W) to float32 (B, 3, size, size), on x's device.
 
-    Random resized crop, flip, colour jitter, greyscale, Gaussian blur, solarize, normalise (SimCLR's recipe),
-    with parameters drawn per image from the distributions of torchvision's RandomResizedCrop and ColorJitter;
-    the order of the jitter's operations is drawn once a batch. scale: share of the area that a crop keeps.
-    jitter: brightness, contrast, saturation, hue. flip and *_p: probabilities. Blur: a kernel of 10 % of the
-    size, sigma 0.1 … 2 pixels. `draw` takes every random number, `apply` none. UserError for values that make
-    no sense.
+    Random resized crop, flip, colour jitter, greyscale, Gaussian blur, solarize, normalise (SimCLR's recipe), with
+    parameters drawn per image from the distributions of torchvision's RandomResizedCrop and ColorJitter; the order of
+    the jitter's operations is drawn once a batch. scale: share of the area that a crop keeps. jitter: brightness,
+    contrast, saturation, hue. flip and *_p: probabilities. Blur: a kernel of 10 % of the size, sigma 0.1 … 2 pixels.
+    `draw` takes every random number, `apply` none. UserError for values that make no sense.
     """
 
-    def __init__(self, size, scale=(0.08, 1.0), flip=0.5, jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=0.8,
-                 grey_p=0.2, blur_p=0.0, solarize_p=0.0, mean=IMAGENET_MEAN, std=IMAGENET_STD):
+    UNIFORMS = 32  # random numbers that a view takes
+
+    def __init__(
+        self,
+        size,
+        scale=(0.08, 1.0),
+        flip=0.5,
+        jitter=(0.4, 0.4, 0.4, 0.1),
+        jitter_p=0.8,
+        grey_p=0.2,
+        blur_p=0.0,
+        solarize_p=0.0,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+    ):
         if size < 1 or not 0 < scale[0] <= scale[1] <= 1:
-            raise UserError(f"a crop needs a size >= 1, not {size}, and a scale (--crop-scale) "
-                            f"0 < low <= high <= 1, not {scale}")
+            raise UserError(
+                f"a crop needs a size >= 1, not {size}, and a scale (--crop-scale) 0 < low <= high <= 1, not {scale}"
+            )
         if len(jitter) != 4 or not all(0 <= strength < math.inf for strength in jitter) or jitter[3] > 0.5:
             raise UserError(f"jitter (--jitter) is four numbers >= 0, the last (hue) <= 0.5, not {jitter}")
         if not all(0 <= p <= 1 for p in (flip, jitter_p, grey_p, blur_p, solarize_p)):
-            raise UserError(f"flip {flip}, jitter_p {jitter_p}, grey_p {grey_p}, blur_p {blur_p}, solarize_p "
-                            f"{solarize_p} (--grey-p …) are not all probabilities")
-        self.size, self.scale, self.flip, self.jitter, self.jitter_p = size, scale, flip, jitter, jitter_p
-        self.grey_p, self.blur_p, self.solarize_p, self.mean, self.std = grey_p, blur_p, solarize_p, mean, std
+            raise UserError(
+                f"flip {flip}, jitter_p {jitter_p}, grey_p {grey_p}, blur_p {blur_p}, solarize_p {solarize_p} "
+                "(--grey-p …) are not all probabilities"
+            )
+        self.size = size
+        self.scale = scale
+        self.flip = flip
+        self.jitter = jitter
+        self.jitter_p = jitter_p
+        self.grey_p = grey_p
+        self.blur_p = blur_p
+        self.solarize_p = solarize_p
+        self.mean = mean
+        self.std = std
         self.crop = resized_crop
         self.colour = [adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue]
 
     def compile(self):
         """Compiles the costly operations one by one, so that no order of theirs compiles anything anew."""
-        operations = (self.crop, *self.colour)
-        self.crop, *self.colour = (torch.compile(operation, dynamic=False) for operation in operations)
+        operations = (self.parameters, self.crop, *self.colour)
+        self.parameters, self.crop, *self.colour = (torch.compile(each, dynamic=False) for each in operations)
 
     def __call__(self, x, generator=None):
         if x.dtype != torch.uint8 or x.ndim != 4 or x.shape[1] != 3 or 0 in x.shape:
@@ -349,30 +362,47 @@ class Augment:
 
     def draw(self, n, height, width, device="cpu", generator=None):
         """The random parameters of n views of images of height x width, as `apply` takes them."""
-        def uniform(low, high, *shape):
-            return torch.rand(*shape, n, generator=generator, device=device) * (high - low) + low
+        uniform = torch.rand(self.UNIFORMS, n, generator=generator, device=device)
+        on_host = generator if generator is not None and generator.device.type == "cpu" else None
+        order = torch.randperm(4, generator=on_host).tolist()
+        return {**self.parameters(uniform, height, width), "order": order}
 
-        def chosen(p):
-            return uniform(0, 1) < p
+    def parameters(self, uniform, height, width):
+        """The parameters of views, but for the jitter's order, from numbers (UNIFORMS, n) uniform in [0, 1)."""
+        attempts, ratios, share, choices, strengths = uniform.split((10, 10, 2, 5, 5))
 
-        area = height * width * uniform(*self.scale, 10)
-        ratio = uniform(math.log(3 / 4), math.log(4 / 3), 10).exp_()
-        w, h = (area * ratio).sqrt_().round_(), (area / ratio).sqrt_().round_()
+        def between(values, low, high):
+            return values * (high - low) + low
+
+        area = height * width * between(attempts, *self.scale)
+        ratio = between(ratios, math.log(3 / 4), math.log(4 / 3)).exp()
+        w = (area * ratio).sqrt().round()
+        h = (area / ratio).sqrt().round()
         fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
-        first, found = fits.int().argmax(0, keepdim=True), fits.any(0)
+        first = fits.int().argmax(0, keepdim=True)
+        found = fits.any(0)
         # where none of the ten attempts fits: the largest central crop with a ratio of 3/4 … 4/3
         w = torch.where(found, w.gather(0, first)[0], min(width, round(height * 4 / 3)))
         h = torch.where(found, h.gather(0, first)[0], min(height, round(width * 4 / 3)))
-        room, share = torch.stack([height - h, width - w]), uniform(0, 1, 2)
-        top, left = torch.where(found, (share * (room + 1)).minimum(room), room / 2).floor_()
-        jittered = chosen(self.jitter_p)
-        factors = [torch.where(jittered, uniform(max(0, 1 - j), 1 + j), 1) for j in self.jitter[:3]]
-        shift = torch.where(jittered, uniform(-self.jitter[3], self.jitter[3]), 0)
-        on_host = generator if generator is not None and generator.device.type == "cpu" else None
-        return {"box": (top, left, h, w), "flip": chosen(self.flip), "factors": (*factors, shift),
-                "order": torch.randperm(4, generator=on_host).tolist(), "grey": chosen(self.grey_p),
-                "sigma": torch.where(chosen(self.blur_p), uniform(0.1, 2), 0.01),  # 0.01 is no blur at all
-                "solarized": chosen(self.solarize_p)}
+        room = torch.stack([height - h, width - w])
+        top, left = torch.where(found, (share * (room + 1)).minimum(room), room / 2).floor()
+        jittered = choices[0] < self.jitter_p
+        ranges = [(max(0, 1 - strength), 1 + strength, 1) for strength in self.jitter[:3]]
+        ranges.append((-self.jitter[3], self.jitter[3], 0))
+        factors = [
+            torch.where(jittered, between(drawn, low, high), off)
+            for drawn, (low, high, off) in zip(strengths, ranges)
+        ]
+        return {
+            "box": (top, left, h, w),
+            "flip": choices[1] < self.flip,
+            "factors": tuple(factors),
+            "grey": choices[2] < self.grey_p,
+            "sigma": torch.where(
+                choices[3] < self.blur_p, between(strengths[4], 0.1, 2), 0.01
+            ),  # 0.01: no blur
+            "solarized": choices[4] < self.solarize_p,
+        }
 
     def apply(self, x, box, flip, factors, order, grey, sigma, solarized):
         """The views of uint8 x that these parameters describe."""
@@ -389,94 +419,111 @@ class Augment:
         return normalize(x, self.mean, self.std)
 
 
-# --------------------------------------------------------------------------------------------------- encoder
+# ------------------------------------------------------------------------------------------------------------- encoder
+
+
+def encoder_dim(arch, width):
+    """D, the dimensions of h: 512 of ResNet-18 and -34 at width 64, 2048 of ResNet-50, 256 of the MLP."""
+    return width * {"resnet50": 32, "mlp": 4}.get(arch, 8)
+
+
+def make_encoder(args):
+    """The encoder that --arch, --stem, --width (and for the MLP --image-size) describe."""
+    if args.arch == "mlp":
+        return MLP(args.image_size, encoder_dim(args.arch, args.width))
+    return resnet(args.arch, args.stem, args.width)
+
 
 def resnet(arch="resnet18", stem="cifar", width=64):
     """torchvision's ResNet-18, -34 or -50 without `fc`: (B, 3, H, W) to h (B, D); D is `.dim`.
 
-    stem: "cifar" has a 3 x 3 stride-1 first convolution and no max-pool, "imagenet" is torchvision's. width:
-    channels of the first stage, 64 in the papers; D = 8 · width (ResNet-50: 32 · width). Names and
-    initialisation are torchvision's.
+    stem: "cifar" has a 3 x 3 stride-1 first convolution and no max-pool, "imagenet" is torchvision's. width: channels of
+    the first stage, 64 in the papers; D = 8 · width (ResNet-50: 32 · width). Names and initialisation are torchvision's.
     """
     if arch not in ("resnet18", "resnet34", "resnet50") or stem not in ("cifar", "imagenet") or width < 1:
         raise UserError(f"no encoder has arch {arch}, stem {stem}, width {width}")
     encoder = getattr(torchvision.models, arch)(weights=None)
-    encoder.dim, encoder.fc = encoder.fc.in_features * width // 64, nn.Identity()
+    encoder.dim = encoder_dim(arch, width)
+    encoder.fc = nn.Identity()
     if width != 64:
-        encoder.conv1, encoder.bn1 = nn.Conv2d(3, width, 7, 2, 3, bias=False), nn.BatchNorm2d(width)
+        encoder.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
+        encoder.bn1 = nn.BatchNorm2d(width)
         encoder.inplanes = width
         for stage in range(4):
             old = getattr(encoder, f"layer{stage + 1}")
-            new = encoder._make_layer(type(old[0]), width * 2 ** stage, len(old), stride=min(2, 1 + stage))
+            new = encoder._make_layer(type(old[0]), width * 2**stage, len(old), stride=min(2, 1 + stage))
             setattr(encoder, f"layer{stage + 1}", new)
     if stem == "cifar":
-        encoder.conv1, encoder.maxpool = nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.Identity()
+        encoder.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
+        encoder.maxpool = nn.Identity()
     for module in encoder.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     return encoder
 
 
+class MLP(nn.Module):
+    """Three linear layers of width D with ReLU between them, no biases, no BatchNorm: (B, 3, s, s) to h (B, D).
+
+    It stands between the theory's linear models and ResNets: nothing comes between the last weight W and h = W x.
+    """
+
+    def __init__(self, image_size, dim):
+        super().__init__()
+        self.dim = dim
+        self.layer1 = nn.Linear(3 * image_size**2, dim, bias=False)
+        self.layer2 = nn.Linear(dim, dim, bias=False)
+        self.layer3 = nn.Linear(dim, dim, bias=False)
+        self.hidden = nn.ReLU()
+
+    def forward(self, x):
+        x = self.layer1(x.flatten(1)).relu()
+        return self.layer3(self.hidden(self.layer2(x)))
+
+
 def memory_format(encoder):
-    """channels_last where it is safe, a quarter faster on a CPU: with torch 2.11 to 2.15 a strided 1 x 1
-    convolution (oneDNN's) of fewer than 16 channels overruns its memory on a CPU."""
+    """channels_last where it is safe, a quarter faster on a CPU: with torch 2.11 to 2.15 a strided 1 x 1 convolution
+    (oneDNN's) of fewer than 16 channels overruns its memory on a CPU."""
+    if isinstance(encoder, MLP):
+        return torch.contiguous_format
     weight = encoder.conv1.weight
     return torch.channels_last if weight.is_cuda or len(weight) % 16 == 0 else torch.contiguous_format
 
 
-def last_convolution(encoder):
-    """The convolution and the BatchNorm that end the residual branch of the encoder's last block."""
+def encoder_end(encoder):
+    """The last weight layer of the encoder, and the BatchNorm behind it or None: of a ResNet those that end the residual
+    branch of its last block."""
+    if isinstance(encoder, MLP):
+        return encoder.layer3, None
     block = encoder.layer4[-1]
     return (block.conv3, block.bn3) if hasattr(block, "conv3") else (block.conv2, block.bn2)
 
 
-# ------------------------------------------------------------------------------------------------ projectors
-
-PROJECTORS = ("mlp", "linear", "none", "orthogonal", "diagonal", "lowrank", "lowrank-diagonal")
+# ---------------------------------------------------------------------------------------------------------- projectors
 
 
-class _Product(nn.Module):
-    """h Wᵀ, or h ⊙ w where the weight is a vector, exact (not in bfloat16) whatever the autocast."""
-
-    def __init__(self, weight, trained=False):
-        super().__init__()
-        self.weight = nn.Parameter(weight, requires_grad=trained)
-
-    def forward(self, h):
-        with torch.autocast(h.device.type, enabled=False):
-            (h,), weight = _full_precision(h), self.weight  # read once: an orthogonal one is computed anew
-            return h * weight if weight.ndim == 1 else F.linear(h, weight)
-
-
-def projector(kind, dim, hidden=None, out=128, rank=None):
+def projector(kind, dim, hidden=None, out=128, final_bn=False):
     """The map from h (B, dim) to z, a module. UserError for an unknown kind or sizes that do not fit.
 
-    mlp: Linear, BatchNorm, ReLU, Linear, no biases, hidden = dim (SimCLR). linear: to `out` (DirectCLR table
-    1). none: h. orthogonal: trained, all singular values 1 (DirectCLR app. F). diagonal: h ⊙ w, trained from
-    w = 1 (table 2). lowrank: fixed, `rank` singular values 1, the rest 0 (app. F). lowrank-diagonal: h with
-    all but its first `rank` dimensions zeroed (table 2). rank: 360/2048 of dim unless given.
+    mlp: Linear, BatchNorm, ReLU, Linear, no biases, hidden = dim (SimCLR). linear: to `out` (DirectCLR table 1).
+    none: h. final_bn: mlp with a BatchNorm at its end, as lightly's SimCLR head and DirectCLR's public code have one.
     """
-    hidden, rank = dim if hidden is None else hidden, round(dim * 360 / 2048) if rank is None else rank
-    if kind not in PROJECTORS:
-        raise UserError(f"projector {kind!r} is none of {', '.join(PROJECTORS)}")
-    if min(dim, hidden, out) < 1 or not 0 < rank <= dim:
-        raise UserError(f"hidden {hidden}, out {out} must be >= 1, rank (--rank) {rank} from 1 to {dim}")
+    hidden = dim if hidden is None else hidden
+    if kind not in ("mlp", "linear", "none"):
+        raise UserError(f"projector {kind!r} is none of mlp, linear, none")
+    if min(dim, hidden, out) < 1:
+        raise UserError(f"hidden {hidden}, out {out} must be >= 1")
     if kind == "none":
         return nn.Identity()
-    if kind == "mlp":
-        return nn.Sequential(nn.Linear(dim, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(),
-                             nn.Linear(hidden, out, bias=False))
     if kind == "linear":
         return nn.Linear(dim, out, bias=False)
-    if kind == "diagonal":
-        return _Product(torch.ones(dim), trained=True)
-    kept = (torch.arange(dim) < rank).float()
-    if kind == "lowrank-diagonal":
-        return _Product(kept)
-    u, v = (nn.init.orthogonal_(torch.empty(dim, dim)) for _ in range(2))
-    if kind == "lowrank":
-        return _Product(u * kept @ v.T)
-    return nn.utils.parametrizations.orthogonal(_Product(u, trained=True), orthogonal_map="matrix_exp")
+    layers = [
+        nn.Linear(dim, hidden, bias=False),
+        nn.BatchNorm1d(hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, out, bias=False),
+    ]
+    return nn.Sequential(*layers, *[nn.BatchNorm1d(out)] * final_bn)
 
 
 def embed(encoder, projector, x1, x2):
@@ -487,24 +534,28 @@ def embed(encoder, projector, x1, x2):
     return projector(encoder(x1)), projector(encoder(x2))
 
 
-# ---------------------------------------------------------------------------------------------------- losses
+# -------------------------------------------------------------------------------------------------------------- losses
 
-def _full_precision(*tensors):
+
+def full_precision(*tensors):
+    """The tensors, those of half precision as float32."""
     return [t.float() if t.dtype in (torch.bfloat16, torch.float16) else t for t in tensors]
 
 
 def info_nce(z1, z2, temperature=0.2, cross_view=False):
     """InfoNCE of the embeddings z1, z2 (B, m) of two views: a scalar, at least float32 whatever the autocast.
 
-    cross_view=False: 2B anchors, the positive is the other view, 2B - 2 negatives (SimCLR; LL eq. 1 with the
-    logarithm and the temperature that its typesetting lost; SparseHead eq. 2). cross_view=True: B - 1
-    negatives, from the other view only (DirectCLR section 6.2). UserError unless B >= 2 and temperature > 0.
+    cross_view=False: 2B anchors, the positive is the other view, 2B - 2 negatives (SimCLR; LL eq. 1 with the logarithm
+    and the temperature that its typesetting lost; SparseHead eq. 2). cross_view=True: B - 1 negatives, from the other
+    view only (DirectCLR section 6.2). UserError unless B >= 2 and temperature > 0.
     """
     if z1.ndim != 2 or z1.shape != z2.shape or len(z1) < 2 or not temperature > 0:
-        raise UserError(f"info_nce takes (B >= 2, m) twice and a temperature > 0, not {tuple(z1.shape)}, "
-                        f"{tuple(z2.shape)}, {temperature}")
+        raise UserError(
+            f"info_nce takes (B >= 2, m) twice and a temperature > 0, not {tuple(z1.shape)}, {tuple(z2.shape)}, "
+            f"{temperature}"
+        )
     with torch.autocast(z1.device.type, enabled=False):
-        z1, z2 = (F.normalize(z, dim=1) for z in _full_precision(z1, z2))
+        z1, z2 = (F.normalize(z, dim=1) for z in full_precision(z1, z2))
         b = torch.arange(len(z1), device=z1.device)
         if cross_view:
             logits = z1 @ z2.T / temperature
@@ -515,62 +566,28 @@ def info_nce(z1, z2, temperature=0.2, cross_view=False):
         return F.cross_entropy(logits, torch.cat([b + len(b), b]))
 
 
-def info_nce_euclidean(z1, z2):
-    """InfoNCE by distance, for z1, z2 (..., B, m), neither normalised nor with a temperature: (...), the mean
-    over i of -log[p_i / (p_i + Σ_{j≠i} exp(-|z_i - z_j|²/2))], p_i = exp(-|z_i - z'_i|²/2), z = z1, z' = z2
-    (DirectCLR eq. 2, a sum there)."""
-    with torch.autocast(z1.device.type, enabled=False):
-        z1, z2 = _full_precision(z1, z2)
-        positive = (z1 * z2).sum(-1) - z2.square().sum(-1) / 2  # -|z_i|²/2 is in every term of i: left out
-        logits = z1 @ z1.mT - z1.square().sum(-1)[..., None, :] / 2
-        logits = logits.diagonal_scatter(positive, dim1=-2, dim2=-1)
-        return (logits.logsumexp(-1) - positive).mean(-1)
-
-
-def barlow_twins(z1, z2, lambd=5e-3):
-    """Σ_i (1 - C_ii)² + lambd Σ_{i≠j} C_ij² (Barlow Twins eq. 1), C the cross-correlation of z1, z2 (B >= 2,
-    m), each dimension standardised by its biased variance (+ 1e-5, as the authors' BatchNorm)."""
-    with torch.autocast(z1.device.type, enabled=False):
-        z1, z2 = ((z - z.mean(0)) / (z.var(0, correction=0) + 1e-5).sqrt() for z in _full_precision(z1, z2))
-        c = z1.T @ z2 / len(z1)
-        on_diagonal = c.diagonal()
-        return (1 - on_diagonal).square().sum() + lambd * (c.square().sum() - on_diagonal.square().sum())
-
-
-def vicreg(z1, z2, invariance=25.0, variance=25.0, covariance=1.0):
-    """VICReg (Bardes et al. 2022) of z1, z2 (..., B >= 2, m): (...), invariance · mean (z1 - z2)² +
-    variance · mean over views, d of max(0, 1 - √(Var z_d + 1e-4)) + covariance · Σ over views, i ≠ j of
-    Cov(z)²_ij / m."""
-    with torch.autocast(z1.device.type, enabled=False):
-        z1, z2 = _full_precision(z1, z2)
-        loss = invariance * (z1 - z2).square().mean((-2, -1))
-        for z in (z1 - z1.mean(-2, keepdim=True), z2 - z2.mean(-2, keepdim=True)):
-            cov = z.mT @ z / (z.shape[-2] - 1)
-            var = cov.diagonal(dim1=-2, dim2=-1)
-            loss = loss + variance / 2 * F.relu(1 - (var + 1e-4).sqrt()).mean(-1)
-            loss = loss + covariance / z.shape[-1] * (cov.square().sum((-2, -1)) - var.square().sum(-1))
-        return loss
-
-
 def byol_loss(p, z):
-    """2 - 2 cos(p, z), mean over B, of predictions p and targets z (..., B, m), which get no gradient: (...)
-    (BYOL eq. 2, one direction of two)."""
-    p, z = _full_precision(p, z.detach())
+    """2 - 2 cos(p, z), mean over B, of predictions p and targets z (..., B, m), which get no gradient: (...) (BYOL
+    eq. 2, one direction of two)."""
+    p, z = full_precision(p, z.detach())
     return (2 - 2 * F.cosine_similarity(p, z, dim=-1)).mean(-1)
 
 
-# ------------------------------------------------------------------------------------------------- penalties
+# ----------------------------------------------------------------------------------------------------------- penalties
 # A weight is (out, in), or a convolution's (out, in, kh, kw) taken as (out, in · kh · kw).
 
 # LL eq. 11; WERank's toy models (LL gives none); SparseHead section 5.2
 REG_WEIGHT = {"none": 0.0, "lastlayer": 1.0, "werank": 0.1, "sparsehead": 1e-4}
 
 
+def _smaller_gram(matrix):
+    return matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
+
+
 def _gram_error(weight):
     """G - I of the smaller Gram matrix G, WWᵀ or WᵀW, in float32."""
     with torch.autocast(weight.device.type, enabled=False):
-        weight, = _full_precision(weight.flatten(1))
-        gram = weight @ weight.T if weight.shape[0] <= weight.shape[1] else weight.T @ weight
+        gram = _smaller_gram(*full_precision(weight.flatten(1)))
         return gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
 
 
@@ -586,44 +603,49 @@ def werank_penalty(weights):
 
 def sparsehead_penalty(weight):
     """‖W‖_{2,1} = Σ_j ‖W_{:,j}‖₂, j the input features (SparseHead eq. 12)."""
-    return torch.linalg.vector_norm(*_full_precision(weight.flatten(1)), dim=0).sum()
+    return torch.linalg.vector_norm(*full_precision(weight.flatten(1)), dim=0).sum()
 
 
-def _trained_linears(projector):
+def trained_linears(projector):
+    """The projector's linear layers that train."""
     return [m for m in projector.modules() if isinstance(m, nn.Linear) and m.weight.requires_grad]
 
 
 def last_layer(encoder, projector, on="auto"):
-    """The module whose `weight` makes what the loss sees: on="auto" the projector's last linear layer where
-    one trains, else the encoder's last convolution; or that of "encoder" or "projector". UserError for a
-    projector without one: none, fixed, orthogonal (held so), diagonal."""
-    linears = _trained_linears(projector)
+    """The module whose weight is the last one before z: on="auto" the projector's last linear layer where one trains,
+    else the encoder's; or that of "encoder" or "projector". UserError for a projector without one: none, fixed,
+    orthogonal (held so), diagonal."""
+    linears = trained_linears(projector)
     if on not in ("auto", "encoder", "projector") or on == "projector" and not linears:
         raise UserError("--reg-on projector, --reg sparsehead need a projector with a trained linear layer")
-    return linears[-1] if linears and on != "encoder" else last_convolution(encoder)[0]
+    return linears[-1] if linears and on != "encoder" else encoder_end(encoder)[0]
 
 
 def regularizer(args, encoder, projector):
-    """The penalty --reg on what --reg-on names, a function without arguments; fills in args.reg_weight.
+    """The penalty --reg on what --reg-on names, times --reg-weight: a function without arguments.
 
-    werank takes every linear and convolution weight of encoder and projector, or of the one named. UserError
-    for a combination that makes no sense.
+    werank takes every linear and convolution weight of encoder and projector, or of the one named. UserError for a
+    combination that makes no sense.
     """
     on = args.reg_on or ("projector" if args.reg == "sparsehead" else "auto")
-    if args.reg == "none" and (args.reg_weight is not None or args.reg_on):
+    if args.reg == "none" and (args.reg_weight or args.reg_on):
         raise UserError("--reg-weight and --reg-on need --reg lastlayer, werank or sparsehead")
     if args.reg == "sparsehead" and on == "encoder":
         raise UserError("--reg sparsehead acts on the projector: --reg-on encoder makes no sense")
-    args.reg_weight = REG_WEIGHT[args.reg] if args.reg_weight is None else args.reg_weight
-    layer, linears = last_layer(encoder, projector, on), _trained_linears(projector)
-    convolutions = [m for m in encoder.modules() if isinstance(m, nn.Conv2d)]
-    every = {"auto": convolutions + linears, "encoder": convolutions, "projector": linears}[on]
-    return {"none": lambda: 0.0, "lastlayer": lambda: lastlayer_penalty(layer.weight),
-            "werank": lambda: werank_penalty(m.weight for m in every),
-            "sparsehead": lambda: sparsehead_penalty(layer.weight)}[args.reg]
+    layer = last_layer(encoder, projector, on)
+    of_projector = trained_linears(projector)
+    of_encoder = [m for m in encoder.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    every = {"auto": of_encoder + of_projector, "encoder": of_encoder, "projector": of_projector}[on]
+    return {
+        "none": lambda: 0.0,
+        "lastlayer": lambda: args.reg_weight * lastlayer_penalty(layer.weight),
+        "werank": lambda: args.reg_weight * werank_penalty(m.weight for m in every),
+        "sparsehead": lambda: args.reg_weight * sparsehead_penalty(layer.weight),
+    }[args.reg]
 
 
-# -------------------------------------------------------------------------------------------------- training
+# ----------------------------------------------------------------------------------------------------------- arguments
+
 
 class Parser(argparse.ArgumentParser):
     """argparse with errors of one line."""
@@ -632,36 +654,52 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
 
 
-def number(kind, low, high=2 ** 20):
+def number(kind, low, high=2**20):
     """An argparse type: an int or float (`kind`) from low to high."""
+
     def parse(text):
         value = kind(text)
         if not low <= value <= high:
             raise argparse.ArgumentTypeError(f"{text} is not a number from {low} to {high}")
         return value
+
     parse.__name__ = kind.__name__
     return parse
 
 
+def size(text):
+    """An argparse type: a number of dimensions, an int, or with a point a share of D, which `resolve` makes one."""
+    value = float(text) if "." in text else int(text)
+    if not (0 < value <= 1 if "." in text else 1 <= value <= 2**20):
+        raise argparse.ArgumentTypeError(f"{text} is no whole number >= 1, nor a share of D such as 0.5")
+    return value
+
+
 def arguments(doc):
     """A parser with the arguments that every method has; `doc` is the script's docstring."""
-    parser = Parser(description=doc.replace("%", "%%"), allow_abbrev=False,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = Parser(description=doc.replace("%", "%%"), allow_abbrev=False, formatter_class=raw)
     add = parser.add_argument_group("data").add_argument
     add("--dataset", default="cifar10", help="cifar10, cifar100, stl10, shapes, .npz, folder (cifar10)")
     add("--data-dir", default="data", help="where the named sets are, and are downloaded to (data)")
     add("--train-size", type=number(int, 2), help="size of a class-balanced subset to train on (all)")
     add("--image-size", type=number(int, 8, 4096), help="pixels; an image folder needs it (the images')")
     add = parser.add_argument_group("augmentation (LL and lightly on CIFAR)").add_argument
-    add("--crop-scale", type=float, nargs=2, default=(0.08, 1.0), metavar=("LOW", "HIGH"),
-        help="share of the area (0.08 1; SparseHead 0.2 1)")
-    add("--jitter", type=float, nargs=4, default=(0.4, 0.4, 0.4, 0.1), metavar=("B", "C", "S", "H"),
-        help="brightness, contrast, saturation, hue (0.4 0.4 0.4 0.1)")
+    shares = {"type": float, "nargs": 2, "metavar": ("LOW", "HIGH")}
+    add("--crop-scale", default=(0.08, 1.0), **shares, help="share of the area (0.08 1; SparseHead 0.2 1)")
+    strengths = {"type": float, "nargs": 4, "metavar": ("B", "C", "S", "H")}
+    add(
+        "--jitter",
+        default=(0.4, 0.4, 0.4, 0.1),
+        **strengths,
+        help="bright, contrast, saturation, hue (0.4 0.4 0.4 0.1)",
+    )
     add("--grey-p", type=float, default=0.2, help="probability of greyscale (0.2; SparseHead 0.1)")
     add("--blur-p", type=float, default=0.0, help="probability of Gaussian blur (0; ImageNet 0.5)")
     add("--solarize-p", type=float, default=0.0, help="probability of solarization (0)")
     add = parser.add_argument_group("encoder").add_argument
-    add("--arch", choices=("resnet18", "resnet34", "resnet50"), default="resnet18", help="(resnet18)")
+    archs = ("resnet18", "resnet34", "resnet50", "mlp")
+    add("--arch", choices=archs, default="resnet18", help="mlp: three linear layers, D = 4 widths (resnet18)")
     add("--width", type=number(int, 1, 4096), default=64, help="channels of the first stage (64)")
     add("--stem", choices=("auto", "cifar", "imagenet"), default="auto", help="auto: cifar to 64 pixels")
     add = parser.add_argument_group("penalty on weights").add_argument
@@ -674,12 +712,16 @@ def arguments(doc):
     add("--optimizer", choices=("sgd", "adam"), default="sgd", help="(sgd 0.9: LL; SparseHead adam)")
     add("--lr", type=number(float, 1e-12), help="cosine from it to 0 (sgd 0.06 batch/128, adam 3e-3)")
     add("--weight-decay", type=number(float, 0), help="on every parameter (sgd 5e-4, adam 1e-6)")
-    add("--seed", type=number(int, 0, 2 ** 31), default=0, help="of weights, order and views (0)")
+    add("--seed", type=number(int, 0, 2**31), default=0, help="of weights, order and views (0)")
     add = parser.add_argument_group("run").add_argument
     add("--device", help="cpu, cuda, cuda:1 … (cuda where there is one)")
     add("--compile", action=argparse.BooleanOptionalAction, help="torch.compile loss and views (on for cuda)")
-    add("--precision", choices=("bf16", "float32"), help="of training (bf16 on cuda, float32 on a cpu)")
-    add("--eval-every", type=number(int, 0), default=10, help="epochs between kNNs; 0: only at the end (10)")
+    add(
+        "--precision",
+        choices=("bf16", "float32"),
+        help="of training (bf16 on cuda from 8.0 on, else float32)",
+    )
+    add("--eval-every", type=number(int, 0), default=25, help="epochs between kNNs; 0: only at the end (25)")
     add("--out", type=Path, help="the run's folder (runs/<dataset>-<row>-seed<seed>)")
     add = parser.add_mutually_exclusive_group().add_argument
     add("--resume", action="store_true", help="continue the folder's run; start it where there is none")
@@ -699,29 +741,36 @@ def projector_arguments(parser, kinds, method):
 def check_projector(args, uses):
     """UserError for a size that --projector has no use for; uses: {"rank": the kinds that have one, …}."""
     for flag, kinds in uses.items():
-        if getattr(args, flag) is not None and args.projector not in kinds:
+        if getattr(args, flag) and args.projector not in kinds:
+            flag = flag.replace("_", "-")
             raise UserError(f"--{flag} needs --projector {' or '.join(kinds)}, not {args.projector}")
 
 
-def prepare(args):
-    """The data, on the device that it picks; seeds, and fills in the defaults that depend on others."""
-    try:
-        args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        args.device = str(torch.zeros(1, device=args.device).device).replace("cpu:0", "cpu")
-        if args.device != "cpu" and not args.device.startswith("cuda"):
-            raise RuntimeError("cpu and cuda are supported")
-    except (RuntimeError, AssertionError, ImportError) as error:
-        raise UserError(f"--device {args.device} can't be used ({brief(error)})") from None
-    args.compile = args.device != "cpu" if args.compile is None else args.compile
-    args.precision = args.precision or ("float32" if args.device == "cpu" else "bf16")
-    try:
-        if args.compile:  # one that fails should do so before anything is written
-            torch.compile(lambda x: x + 1, dynamic=False)(torch.zeros(2, device=args.device))
-    except Exception as error:  # noqa: BLE001 - whatever a compiler says
-        raise UserError(f"--compile can't be used here ({brief(error)}): --no-compile") from None
+def resolve(args):
+    """Arguments with the defaults that depend on others filled in, and shares of D as dimensions; `args` stays."""
+    args = argparse.Namespace(**vars(args))
     sgd = args.optimizer == "sgd"
-    args.lr = args.lr or (0.06 * args.batch_size / 128 if sgd else 3e-3)
-    args.weight_decay = (5e-4 if sgd else 1e-6) if args.weight_decay is None else args.weight_decay
+    if args.lr is None:
+        args.lr = 0.06 * args.batch_size / 128 if sgd else 3e-3
+    if args.weight_decay is None:
+        args.weight_decay = 5e-4 if sgd else 1e-6
+    if args.reg_weight is None:
+        args.reg_weight = REG_WEIGHT[args.reg]
+    if args.stem == "auto":
+        args.stem = "cifar" if args.image_size <= 64 else "imagenet"
+    dim = encoder_dim(args.arch, args.width)
+    for key in ("hidden", "embedding", "rank", "fixed_dims", "dim"):
+        if isinstance(getattr(args, key, None), float):
+            setattr(args, key, max(1, round(getattr(args, key) * dim)))
+    return args
+
+
+def prepare(args, resolve=resolve):
+    """(the arguments, with device, precision and every default filled in; the data, on the device). Seeds torch.
+
+    resolve: the script's own. UserError where the device, the compiler, the data or their sizes can't be used.
+    """
+    args = _computation(args)
     data = load_dataset(args.dataset, args.data_dir, args.image_size)
     data = subset(data, args.train_size) if args.train_size else data
     if len(data.x_train) < args.batch_size:
@@ -729,10 +778,47 @@ def prepare(args):
     if data.x_train.shape[2] != data.x_train.shape[3]:
         raise UserError(f"images of {tuple(data.x_train.shape[2:])} pixels need an --image-size")
     args.image_size = data.x_train.shape[2]
-    args.stem = args.stem if args.stem != "auto" else "cifar" if args.image_size <= 64 else "imagenet"
-    torch.backends.cudnn.allow_tf32 = False  # TF32's noise would hide small singular values in evaluation
+    args = resolve(args)
     torch.manual_seed(args.seed)
-    return Dataset(*(value.to(args.device) if torch.is_tensor(value) else value for value in data))
+    on_device = (value.to(args.device) if torch.is_tensor(value) else value for value in data)
+    return args, Dataset(*on_device)
+
+
+def _computation(args):
+    """The arguments with device, precision and compile filled in, each tried."""
+    args = argparse.Namespace(**vars(args))
+    asked = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.zeros(1, device=asked).device
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("cpu and cuda are supported")
+        torch.ones(1, device=device).add_(1).item()  # PyTorch may have no kernels for so old a GPU
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise UserError(f"--device {asked} can't be used ({brief(error)})") from None
+    cuda = device.type == "cuda"
+    args.device = str(device) if cuda else "cpu"
+    # below 8.0 bf16 is emulated, or crashes: is_bf16_supported() says yes to the first
+    has_bf16 = not cuda or torch.cuda.get_device_capability(device) >= (8, 0)
+    if args.precision == "bf16" and not has_bf16:
+        raise UserError(
+            f"--precision bf16 needs compute capability 8.0; {torch.cuda.get_device_name(device)} has less"
+        )
+    if args.precision is None:
+        args.precision = "bf16" if cuda and has_bf16 else "float32"
+    wanted = args.compile
+    args.compile = cuda if wanted is None else wanted
+    try:
+        if args.compile:  # one that fails should do so before anything is written
+            torch.compile(lambda x: x + 1, dynamic=False)(torch.zeros(2, device=device))
+    except Exception as error:  # whatever a compiler says
+        if wanted:
+            raise UserError(f"--compile can't be used here ({brief(error)}): --no-compile") from None
+        print(f"note: torch.compile can't be used here ({brief(error)}): training eagerly", file=sys.stderr)
+        args.compile = False
+    return args
+
+
+# ------------------------------------------------------------------------------------------------------------ training
 
 
 def optimizer(args, parameters):
@@ -741,6 +827,25 @@ def optimizer(args, parameters):
     if args.optimizer == "adam":
         return torch.optim.Adam(parameters, **options)
     return torch.optim.SGD(parameters, momentum=0.9, **options)
+
+
+def decay_horizon(args, steps):
+    """H = weight decay · Σ lr / (1 - momentum): a weight without a gradient shrinks by e^(-H). None for Adam, whose
+    decay passes through its moments."""
+    if args.optimizer == "adam":
+        return None
+    return args.weight_decay * sum(cosine(args.lr, step, steps) for step in range(steps)) / (1 - 0.9)
+
+
+def cosine(lr, step, steps):
+    """The learning rate of a step, from lr to 0."""
+    return lr * (1 + math.cos(math.pi * step / steps)) / 2
+
+
+def epoch_order(seed, epoch, n, device):
+    """The order of n images in an epoch (N,), the same for every method."""
+    generator = torch.Generator(device).manual_seed(seed * 100_003 + epoch)
+    return torch.randperm(n, generator=generator, device=device)
 
 
 @contextlib.contextmanager
@@ -756,18 +861,19 @@ def deferred_signals():
 
 
 def training_step(args, encoder, projector, loss, modules=()):
-    """(step, model, opt, generator): step(x) takes uint8 images (B, 3, H, W) through two views, loss(x1, x2),
-    gradients and the optimiser, and returns the loss, which is still on its device.
+    """(step, model, opt, generator): step(x) takes uint8 images (B, 3, H, W) through two views, loss(x1, x2), gradients
+    and the optimiser, and returns the loss, which is still on its device.
 
-    With --compile the loss and the operations of the views are compiled; on CUDA the passes through the
-    networks are replayed as CUDA graphs, and nothing in a step waits for the device.
+    With --compile the loss and the operations of the views are compiled; on CUDA the passes through the networks are
+    replayed as CUDA graphs, and nothing in a step waits for the device.
     """
-    cuda, layout = args.device != "cpu", memory_format(encoder)
+    cuda = args.device != "cpu"
+    layout = memory_format(encoder)
     torch.backends.cudnn.benchmark = True  # the shapes stay, so the fastest convolutions are worth a search
     # Views have a generator of their own: runs of one seed share them, whatever else a method draws.
     generator = torch.Generator(args.device).manual_seed(args.seed)
-    augment = Augment(args.image_size, args.crop_scale, jitter=args.jitter, grey_p=args.grey_p,
-                      blur_p=args.blur_p, solarize_p=args.solarize_p)
+    odds = {"grey_p": args.grey_p, "blur_p": args.blur_p, "solarize_p": args.solarize_p}
+    augment = Augment(args.image_size, args.crop_scale, jitter=args.jitter, **odds)
     model = nn.ModuleDict({"encoder": encoder, "projector": projector, "others": nn.ModuleList(modules)})
     model = model.to(args.device, memory_format=layout)
     opt = optimizer(args, [p for p in model.parameters() if p.requires_grad])
@@ -786,144 +892,261 @@ def training_step(args, encoder, projector, loss, modules=()):
         opt.step()
         opt.zero_grad()
         return value.detach()
+
     return step, model, opt, generator
 
 
-def fit(args, data, encoder, projector, loss, name, also=None, modules=()):
+SAVE_EVERY = 30  # seconds: what a kill can cost
+
+
+class Training:
+    """A run in progress: networks, optimiser, generators, step, and what has been measured so far."""
+
+    def __init__(self, args, encoder, projector, loss, modules=()):
+        self.train_step, self.model, self.optimizer, self.views = training_step(
+            args, encoder, projector, loss, modules
+        )
+        self.cuda = args.device != "cpu"
+        self.device = torch.device(args.device)
+        self.step = 0
+        self.seconds = 0.0  # of training: neither evaluating nor saving
+        self.since = None  # when the clock was started, if it runs
+        self.last_save = (
+            -math.inf
+        )  # so the first step is saved: a full disk shows at once, not after an epoch
+        self.epoch_loss = torch.zeros((), device=self.device)
+        self.metrics = []  # the lines of metrics.jsonl
+        self.start = None  # statistics before the first step
+
+    def train_on(self, images, lr):
+        """One step. On a CPU a loss that is not finite ends it here; on a GPU to look is to wait: once an epoch."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        value = self.train_step(images)
+        if not self.cuda:
+            self.require_finite(value)
+        self.epoch_loss += value
+        self.step += 1
+
+    def start_clock(self):
+        """Counts what follows as training."""
+        self.since = time.perf_counter()
+
+    def stop_clock(self):
+        """Ends that, when the device is done."""
+        self.epoch_loss.item()  # waits for it
+        if self.since is not None:
+            self.seconds += time.perf_counter() - self.since
+        self.since = None
+
+    def require_finite(self, *tensors):
+        """Ends the program with exit code 1 unless all values are finite. It waits for the device."""
+        if not all(torch.isfinite(tensor).all() for tensor in tensors):
+            sys.exit(
+                f"loss or weights are not finite after step {self.step}: try a smaller --lr or --reg-weight. "
+                "checkpoint.pt, if there, is the last good one"
+            )
+
+    def state_dict(self):
+        """All that a run needs to be continued to the same weights."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "views": self.views.get_state(),
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.cuda else None,
+            "step": self.step,
+            "seconds": self.seconds,
+            "epoch_loss": self.epoch_loss,
+            "metrics": self.metrics,
+            "start": self.start,
+        }
+
+    def load_state_dict(self, state):
+        """Continues from a `state_dict`."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.views.set_state(state["views"])
+        torch.set_rng_state(state["rng"])
+        if self.cuda:
+            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+        self.step = state["step"]
+        self.seconds = state["seconds"]
+        self.epoch_loss += state["epoch_loss"].to(self.device)
+        self.metrics = state["metrics"]
+        self.start = state["start"]
+
+    def epoch_line(self, epoch, steps, batch):
+        """What metrics.jsonl says of an epoch of so many steps."""
+        before = self.metrics[-1]["seconds"] if self.metrics else 0.0
+        return {
+            "epoch": epoch,
+            "loss": self.epoch_loss.item() / steps,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "seconds": self.seconds,
+            "images_per_second": steps * batch / (self.seconds - before),
+        }
+
+    def end_epoch(self, line, path):
+        """Appends the line to metrics.jsonl; the next epoch's loss starts at 0."""
+        self.metrics.append(line)
+        self.epoch_loss.zero_()
+        with open(path, "a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def save_is_due(self):
+        """Whether the last checkpoint is older than what a kill may cost."""
+        return time.perf_counter() - self.last_save > SAVE_EVERY
+
+    def save(self, path):
+        """Writes the checkpoint, unless the weights are not finite."""
+        running = self.since is not None
+        self.stop_clock()
+        self.require_finite(self.epoch_loss, *self.model.parameters())
+        with atomic_write(path) as file:
+            torch.save(self.state_dict(), file)
+        self.last_save = time.perf_counter()
+        if running:
+            self.start_clock()
+
+
+def fit(args, data, encoder, projector, loss, name, probe=None, modules=()):
     """Trains the modules to minimise loss(x1, x2), a scalar of two views, and evaluates them.
 
-    args: of a parser from `arguments`, after `prepare`. name: the row's. also: a function of
-    `representations` that gives further results. modules: others to train and to save. Returns what
-    result.json holds. The run's folder gets config.json, metrics.jsonl (a line an epoch), checkpoint.pt,
-    encoder.pt (torchvision's names) and result.json. Interrupted at any moment and continued with --resume, a
-    run ends with the same weights, on a CPU bit for bit.
+    args: those that `prepare` returned. name: the row's. probe: a function of `representations` that gives further
+    results. modules: others to train and to save. Returns what result.json holds. The run's folder gets config.json,
+    metrics.jsonl (a line an epoch), checkpoint.pt, encoder.pt (torchvision's names) and result.json. Interrupted at any
+    moment and continued with --resume, a run ends with the same weights, on a CPU bit for bit.
     """
-    device, cuda = data.x_train.device, data.x_train.is_cuda
-    train, model, opt, generator = training_step(args, encoder, projector, loss, modules)
+    run = Training(args, encoder, projector, loss, modules)
     out, config, checkpoint = open_run(args, name)
     if (out / "result.json").exists():
         print(f"{out} is finished")
         return read_json(out / "result.json")
     torch.manual_seed(args.seed)
-    step, seconds, epoch_loss, metrics = 0, 0.0, torch.zeros((), device=device), []
     if checkpoint:
         try:
-            model.load_state_dict(checkpoint["model"])
-            opt.load_state_dict(checkpoint["optimizer"])
-            generator.set_state(checkpoint["views"])
-            torch.set_rng_state(checkpoint["rng"])
-            if cuda:
-                torch.cuda.set_rng_state(checkpoint["cuda_rng"], device)
-            step, seconds, metrics = (checkpoint[key] for key in ("step", "seconds", "metrics"))
-            epoch_loss += checkpoint["epoch_loss"].to(device)
-        except Exception as error:  # noqa: BLE001 - whatever the file holds
+            run.load_state_dict(checkpoint)
+        except Exception as error:  # whatever the file holds
             raise UserError(f"{out / 'checkpoint.pt'} does not fit ({brief(error)}): --overwrite") from None
     with atomic_write(out / "metrics.jsonl") as file:
-        file.write("".join(json.dumps(line) + "\n" for line in metrics).encode())
+        file.write("".join(json.dumps(line) + "\n" for line in run.metrics).encode())
 
-    def check(finite, what):
-        if not finite:
-            sys.exit(f"the {what} not finite after step {step}: try a smaller --lr or --reg-weight. "
-                     f"{out / 'checkpoint.pt'}, if there, is the last good one")
-
-    order, frozen, per_epoch = None, None, len(data.x_train) // args.batch_size  # without an incomplete batch
-    steps, images = args.epochs * per_epoch, per_epoch * args.batch_size
-    clock, saved = time.perf_counter(), -math.inf
-    model.train()
-    bar = tqdm(total=steps, initial=step, unit="img", unit_scale=args.batch_size, disable=None)
-    with deferred_signals() as received, bar:
-        while step < steps:
-            epoch, i = divmod(step, per_epoch)
-            if i == 0 or order is None:
-                shuffle = torch.Generator(device).manual_seed(args.seed * 100_003 + epoch)
-                order = torch.randperm(len(data.x_train), generator=shuffle, device=device)
-            for group in opt.param_groups:
-                group["lr"] = args.lr * (1 + math.cos(math.pi * step / steps)) / 2
-            value = train(data.x_train[order[i * args.batch_size:(i + 1) * args.batch_size]])
-            epoch_loss += value
-            if not cuda:  # on a GPU, to look is to wait: there once an epoch
-                check(value.isfinite(), "loss is")
-                bar.set_postfix(loss=f"{epoch_loss.item() / (i + 1):.3f}", refresh=False)
-            step += 1
-            bar.update()
-            now, last, stopping = time.perf_counter(), step % per_epoch == 0, bool(received)
-            if not (last or stopping or now - saved > 30):
-                continue
-            mean_loss = epoch_loss.item() / (i + 1)
-            check(math.isfinite(mean_loss), "loss is")
-            seconds, clock = seconds + time.perf_counter() - clock, time.perf_counter()
-            if last:
-                before = metrics[-1]["seconds"] if metrics else 0.0
-                line = {"epoch": epoch + 1, "loss": mean_loss, "lr": group["lr"], "seconds": seconds,
-                        "images_per_second": images / (seconds - before)}
-                if step == steps or args.eval_every and (epoch + 1) % args.eval_every == 0:
+    n = len(data.x_train)
+    batch = args.batch_size
+    per_epoch = n // batch  # without an incomplete batch
+    steps = args.epochs * per_epoch
+    horizon = decay_horizon(args, steps)
+    print(
+        f"{steps} steps, D = {encoder.dim}, decay horizon H = {'–' if horizon is None else f'{horizon:.3g}'}"
+    )
+    run.start = run.start or start_statistics(encoder, projector, data)
+    frozen = None
+    run.model.train()
+    bar = tqdm(total=steps, initial=run.step, unit="img", unit_scale=batch, disable=None)
+    with deferred_signals() as signals, bar:
+        for epoch in range(run.step // per_epoch, args.epochs):
+            order = epoch_order(args.seed, epoch, n, run.device)
+            run.start_clock()
+            for i in range(run.step % per_epoch, per_epoch):
+                images = data.x_train[order[i * batch : (i + 1) * batch]]
+                run.train_on(images, cosine(args.lr, run.step, steps))
+                bar.update()
+                if (signals or run.save_is_due()) and i + 1 < per_epoch:
+                    run.save(out / "checkpoint.pt")
+                    if signals:
+                        break
+            else:
+                run.stop_clock()
+                run.require_finite(run.epoch_loss)
+                line = run.epoch_line(epoch + 1, per_epoch, batch)
+                if run.step == steps or args.eval_every and (epoch + 1) % args.eval_every == 0:
                     frozen = representations(encoder, data)
-                    line["knn200"] = knn_accuracy(*frozen)
-                metrics.append(line)
-                epoch_loss.zero_()
-                with open(out / "metrics.jsonl", "a") as file:
-                    file.write(json.dumps(line) + "\n")
-                bar.set_postfix(loss=f"{mean_loss:.3f}", refresh=False)
-                bar.write("  ".join(f"{key} {value:.5g}" for key, value in line.items()))
-            if stopping or step == steps or now - saved > 30:
-                check(all(torch.isfinite(p).all() for p in model.parameters()), "weights are")
-                with atomic_write(out / "checkpoint.pt") as file:
-                    torch.save({"model": model.state_dict(), "optimizer": opt.state_dict(), "step": step,
-                                "views": generator.get_state(), "rng": torch.get_rng_state(),
-                                "cuda_rng": torch.cuda.get_rng_state(device) if cuda else None,
-                                "epoch_loss": epoch_loss, "seconds": seconds, "metrics": metrics}, file)
-                saved = time.perf_counter()
-            clock = time.perf_counter()
-            if stopping:
+                    line |= {"knn200": knn_accuracy(*frozen), **rank_statistics(frozen[2])}
+                run.end_epoch(line, out / "metrics.jsonl")
+                bar.write("  ".join(f"{key} {x:.5g}" for key, x in line.items() if not isinstance(x, list)))
+                if signals or run.step == steps or run.save_is_due():
+                    run.save(out / "checkpoint.pt")
+            if signals:
                 break
-    if received:
-        print(f"stopped after step {step} of {steps}; --resume continues", file=sys.stderr)
-        sys.exit(128 + received[0])
+    if signals:
+        print(f"stopped after step {run.step} of {steps}; --resume continues", file=sys.stderr)
+        sys.exit(128 + signals[0])
+
     with atomic_write(out / "encoder.pt") as file:
         torch.save({key: value.cpu().contiguous() for key, value in encoder.state_dict().items()}, file)
-    best = max((line for line in metrics if "knn200" in line), key=lambda line: line["knn200"])
     frozen = frozen or representations(encoder, data)
-    result = {"config": config, **evaluate(encoder, projector, data, frozen),
-              **(also(*frozen) if also else {}), "best": {"knn200": best["knn200"], "epoch": best["epoch"]},
-              "seconds": seconds, "images_per_second": args.epochs * images / seconds}
+    result = {"config": config, **evaluate(encoder, projector, data, frozen)}
+    if probe:
+        result |= probe(*frozen)
+    history = [line for line in run.metrics if "knn200" in line]
+    best = max(history, key=lambda line: line["knn200"])
+    result |= {
+        "best": {"knn200": best["knn200"], "epoch": best["epoch"]},
+        "seconds": run.seconds,
+        "images_per_second": steps * batch / run.seconds,
+        "decay_horizon": horizon,
+        "start": run.start,
+        "history": history,
+    }
     write_json(out / "result.json", result)
     print(out, *(f" {key} {result[key]:.2f}" for key in ("knn200", "knn5", "linear_top1", "linear_top5")))
     return result
 
 
-# ------------------------------------------------------------------------------------------------ evaluation
+# ---------------------------------------------------------------------------------------------------------- evaluation
 
-LAYERS = ("h", "z", "penultimate", "projector_hidden")
+LAYERS = ("h", "z", "penultimate", "layer3", "projector_hidden")
+
+
+def _inner_layers(encoder):
+    """{layer: the module whose output it is}, of those inside the encoder."""
+    if isinstance(encoder, MLP):
+        return {"penultimate": encoder.hidden}
+    return {"penultimate": encoder.layer4[-2], "layer3": encoder.layer3}
 
 
 @torch.no_grad()
 def features(encoder, projector, x, layers=LAYERS):
     """{layer: float32 (N, dim)} of uint8 images x (N, 3, H, W), not augmented; BatchNorm statistics stay.
 
-    penultimate: layer4[-2], pooled; projector_hidden: what the last layer of a projector of several layers
-    sees. Layers that a projector, which may be None, does not have are left out.
+    penultimate: layer4[-2], the last block but one; layer3: the last stage but one, both pooled; of the MLP penultimate
+    is the second layer. projector_hidden: what the last layer of a projector of several layers sees. Layers that the
+    networks do not have are left out; projector may be None.
     """
-    modules, training = nn.ModuleList([encoder, projector or nn.Identity()]), encoder.training
+    modules = nn.ModuleList([encoder, projector or nn.Identity()])
+    training = encoder.training
     modules.eval()
-    pooled, parts = [], []
-    hook = encoder.layer4[-2].register_forward_hook(lambda _, __, output: pooled.append(output.mean((2, 3))))
+    inner = {}
+
+    def keep(layer):
+        return lambda _, __, output: inner.update(
+            {layer: output.flatten(2).mean(2) if output.ndim == 4 else output}
+        )
+
+    hooks = [module.register_forward_hook(keep(layer)) for layer, module in _inner_layers(encoder).items()]
+    parts = []
     for block in x.split(256):
-        part = {"h": encoder(normalize(block).contiguous(memory_format=memory_format(encoder)))}
-        part["penultimate"] = pooled.pop()
+        h = encoder(normalize(block).contiguous(memory_format=memory_format(encoder)))
+        part = {"h": h, **inner}
         if projector is not None:
-            part["z"] = projector(part["h"])
+            part["z"] = projector(h)
         if isinstance(projector, nn.Sequential) and len(projector) > 1:
-            part["projector_hidden"] = projector[:-1](part["h"])
+            part["projector_hidden"] = projector[:3](h)
         parts.append({layer: part[layer] for layer in layers if layer in part})
-    hook.remove()
+    for hook in hooks:
+        hook.remove()
     modules.train(training)
     return {layer: torch.cat([part[layer] for part in parts]) for layer in parts[0]}
 
 
-def representations(encoder, data):
-    """train_h (N, D), train_y (N,), test_h (M, D), test_y (M,) of the labelled images."""
+def representations(encoder, data, projector=None):
+    """train_h (N, D), train_y (N,), test_h (M, D), test_y (M,) of the labelled images; of z, given a projector."""
     labelled = data.y_train >= 0
-    train_h, test_h = (features(encoder, None, x, ("h",))["h"] for x in (data.x_train[labelled], data.x_test))
+    layer = "h" if projector is None else "z"
+    train_h, test_h = (
+        features(encoder, projector, x, (layer,))[layer] for x in (data.x_train[labelled], data.x_test)
+    )
     return train_h, data.y_train[labelled], test_h, data.y_test
 
 
@@ -936,17 +1159,21 @@ def _check_features(train_h, train_y, test_h, test_y):
 def knn_accuracy(train_h, train_y, test_h, test_y, k=200, temperature=0.1):
     """Percent of test_h (M, D) whose label (M,) the k (all, if fewer) most cosine-similar of train_h predict.
 
-    Neighbours vote with weight exp(similarity / temperature) (InstDisc, lightly); temperature=None: each has
-    one vote, and a tie goes to the class with the nearest neighbour.
+    Neighbours vote with weight exp(similarity / temperature) (InstDisc, lightly); temperature=None: each has one vote,
+    and a tie goes to the class with the nearest neighbour.
     """
     _check_features(train_h, train_y, test_h, test_y)
-    train_h, test_h = (F.normalize(h, dim=1) for h in _full_precision(train_h, test_h))
-    train_y, test_y = train_y.long(), test_y.long()
-    k, classes, correct = min(k, len(train_h)), int(max(train_y.max(), test_y.max())) + 1, 0
+    train_h, test_h = (F.normalize(h, dim=1) for h in full_precision(train_h, test_h))
+    train_y = train_y.long()
+    test_y = test_y.long()
+    k = min(k, len(train_h))
+    classes = int(max(train_y.max(), test_y.max())) + 1
+    correct = 0
     block = train_h.new_empty(min(1024, len(test_h)), len(train_h))  # once: new memory costs a tenth on a CPU
     for h, y in zip(test_h.split(1024), test_y.split(1024)):
-        similarity, index = torch.mm(h, train_h.T, out=block[:len(h)]).topk(k)
-        labels, weight = train_y[index], torch.ones_like(similarity)
+        similarity, index = torch.mm(h, train_h.T, out=block[: len(h)]).topk(k)
+        labels = train_y[index]
+        weight = torch.ones_like(similarity)
         if temperature is not None:
             weight = ((similarity - similarity[:, :1]) / temperature).exp()
         votes = weight.new_zeros(len(h), classes).scatter_add_(1, labels, weight)
@@ -958,8 +1185,8 @@ def knn_accuracy(train_h, train_y, test_h, test_y, k=200, temperature=0.1):
 def logistic_regression(h, y, classes, l2, start=None, iterations=500):
     """W (classes, D + 1) of least mean cross-entropy + l2/2 ‖W‖², its last column a bias without penalty."""
     weight = (h.new_zeros(classes, h.shape[1] + 1) if start is None else start.clone()).requires_grad_()
-    lbfgs = torch.optim.LBFGS([weight], max_iter=iterations, history_size=20, tolerance_grad=1e-6,
-                              tolerance_change=1e-12, line_search_fn="strong_wolfe")
+    options = {"history_size": 20, "tolerance_grad": 1e-6, "tolerance_change": 1e-12}
+    lbfgs = torch.optim.LBFGS([weight], max_iter=iterations, line_search_fn="strong_wolfe", **options)
 
     def objective():
         lbfgs.zero_grad()
@@ -967,6 +1194,7 @@ def logistic_regression(h, y, classes, l2, start=None, iterations=500):
         value = value + l2 / 2 * weight[:, :-1].square().sum()
         value.backward()
         return value
+
     lbfgs.step(objective)
     return weight.detach()
 
@@ -974,13 +1202,15 @@ def logistic_regression(h, y, classes, l2, start=None, iterations=500):
 def linear_probe(train_h, train_y, test_h, test_y):
     """(top-1, top-5) percent of multinomial logistic regression on frozen features (N, D), (M, D).
 
-    Deterministic, float64, on standardised features; the L2 penalty is that of 1e-1 … 1e-5 that predicts a
-    tenth of the training images best from the others.
+    Deterministic, float64, on standardised features; the L2 penalty is that of 1e-1 … 1e-5 that predicts a tenth of the
+    training images best from the others.
     """
     _check_features(train_h, train_y, test_h, test_y)
-    train_h, train_y, test_h, test_y = train_h.detach(), train_y.long(), test_h.detach(), test_y.long()
-    mean, std = train_h.double().mean(0), train_h.double().std(0, correction=0)
-    train_h, test_h = ((h.double() - mean) / std.where(std > 1e-8, 1) for h in (train_h, test_h))
+    train_y = train_y.long()
+    test_y = test_y.long()
+    mean = train_h.detach().double().mean(0)
+    std = train_h.detach().double().std(0, correction=0)
+    train_h, test_h = ((h.detach().double() - mean) / std.where(std > 1e-8, 1) for h in (train_h, test_h))
     classes = int(max(train_y.max(), test_y.max())) + 1
     held = torch.randperm(len(train_y), generator=torch.Generator().manual_seed(0)) % 10 == 9
     held = held.to(train_y.device)
@@ -988,12 +1218,15 @@ def linear_probe(train_h, train_y, test_h, test_y):
     def scores(weight, h):
         return F.linear(h, weight[:, :-1], weight[:, -1])
 
-    best, chosen, weight = -1, (1e-3, None), None
+    best = -1
+    chosen = (1e-3, None)
+    weight = None
     for l2 in (1e-1, 1e-2, 1e-3, 1e-4, 1e-5) if held.any() else ():
         weight = logistic_regression(train_h[~held], train_y[~held], classes, l2, weight, iterations=100)
         correct = (scores(weight, train_h[held]).argmax(1) == train_y[held]).sum().item()
         if correct > best:
-            best, chosen = correct, (l2, weight)
+            best = correct
+            chosen = (l2, weight)
     weight = logistic_regression(train_h, train_y, classes, *chosen)
     hits = scores(weight, test_h).topk(min(5, classes)).indices == test_y[:, None]
     return 100 * hits[:, 0].double().mean().item(), 100 * hits.any(1).double().mean().item()
@@ -1006,65 +1239,158 @@ def covariance(features, normalize=True):
     return torch.cov(features.T).reshape(features.shape[1], -1)
 
 
+def eigenvalues(matrix):
+    """|Eigenvalues| (D,), descending, of a symmetric matrix; on the CPU if the device's solver fails."""
+    try:
+        values = torch.linalg.eigvalsh(matrix)
+    except torch.linalg.LinAlgError:
+        values = torch.linalg.eigvalsh(matrix.cpu()).to(matrix.device)
+    return values.abs().sort(descending=True).values
+
+
 def covariance_spectrum(features, normalize=True):
     """Singular values, float64 (D,), descending, of the `covariance` of features (N, D) (DirectCLR eq. 1)."""
-    return torch.linalg.eigvalsh(covariance(features, normalize)).abs().sort(descending=True).values
+    return eigenvalues(covariance(features, normalize))
 
 
 def rankme(features):
     """RankMe: exp of the entropy of the singular values' shares; features (N, D), not centred nor scaled."""
-    s = torch.linalg.svdvals(features.double())
+    features = features.double()
+    s = eigenvalues(_smaller_gram(features)).sqrt()
     p = s / s.sum() + 1e-7
     return torch.exp(-(p * p.log()).sum()).item()
 
 
+def ranks(spectrum):
+    """Ranks by a covariance's spectrum (D,), descending: how many σ_k are above 1e-2, 1e-3 and 1e-5 of σ₁, and exp of
+    the entropy of their shares. σ_k below 1e-12 σ₁ are rounding errors and left out."""
+    kept = spectrum[spectrum > 1e-12 * spectrum[0]]
+    share = kept / kept.sum()
+    counts = {f"rank_{text}": int((kept > float(text) * kept[0]).sum()) for text in ("1e-2", "1e-3", "1e-5")}
+    return {**counts, "entropy_rank": torch.exp(-(share * share.log()).sum()).item()}
+
+
+def dead(variance):
+    """Mask of the coordinates with less than 1 % of the mean variance. (The median fails where half of them are.)"""
+    return variance <= 0.01 * variance.mean()
+
+
+def rank_statistics(h):
+    """What a run follows over time, of test features h (N, D): `ranks`, RankMe, and which coordinates are dead."""
+    return {
+        **ranks(covariance_spectrum(h)),
+        "rankme": rankme(h),
+        "dead": dead(h.double().var(0)).nonzero()[:, 0].tolist(),
+    }
+
+
 def min_max_ratio(z):
-    """Mean over anchors of (max - min) / min of the distances to the others of z (N >= 2, D), L2-normalised:
-    how well near and far are told apart (SparseHead eq. 9)."""
+    """Mean over anchors of (max - min) / min of the distances to the others of z (N >= 2, D), L2-normalised: how well
+    near and far are told apart (SparseHead eq. 9)."""
     z = F.normalize(z.double(), dim=1)
     distance = torch.cdist(z, z, compute_mode="donot_use_mm_for_euclid_dist")
     distance = distance[~torch.eye(len(z), dtype=torch.bool, device=z.device)].view(len(z), -1)
-    nearest, farthest = distance.amin(1), distance.amax(1)
+    nearest = distance.amin(1)
+    farthest = distance.amax(1)
     return ((farthest - nearest) / nearest.clamp(min=1e-12)).mean().item()
 
 
-def layer_statistics(encoder, projector, x):
-    """What the figures need of test images x, by layer (None where there is none), and the weight-row norms.
+def heat_map(c):
+    """A covariance c (D, D) in units of its mean diagonal: its first 32 x 32 block, and the mean |off-diagonal|."""
+    c = c / c.diagonal().mean().clamp(min=1e-30)
+    outside = (c.abs().sum() - c.diagonal().sum()) / max(1, c.numel() - len(c))
+    block = [[round(value, 3) for value in row] for row in c[:32, :32].tolist()]
+    return {"block": block, "offdiagonal": outside.item()}
 
-    min_max_ratio: of 2,000 images. covariance: in units of its mean diagonal, its first 32 x 32 block and, of
-    all of it, the mean |off-diagonal|. row_norms (LL prop. 1): per dimension of h ‖W^i‖² of the last
-    convolution, bare and folded with the BatchNorm behind it, and var(h_i).
+
+def row_norms(encoder, h, penultimate):
+    """Per dimension i of h (N, D), the test images': ‖W^i‖² of the encoder's last layer (LL prop. 1), bare and folded
+    with the BatchNorm behind it, whose γ_i and β_i; var(h_i) and the share of images with h_i > 0, and both of the last
+    block's input, penultimate (N, D), which the residual branch is added to."""
+    layer, norm = encoder_end(encoder)
+    bare = layer.weight.detach().flatten(1).square().sum(1)
+    found = {"bare": bare, "folded": bare}
+    for prefix, values in (("", h), ("penultimate_", penultimate)):
+        found[f"{prefix}variance"] = values.double().var(0)
+        found[f"{prefix}open"] = (values > 0).double().mean(0)
+    if norm is not None:
+        found["folded"] = bare * norm.weight.detach().square() / (norm.running_var + norm.eps)
+        found |= {"gamma": norm.weight.detach(), "beta": norm.bias.detach()}
+    return {key: rounded(values) for key, values in found.items()}
+
+
+def weight_spectra(encoder, projector):
+    """{name: singular values} of the weights of the encoder's last block (the MLP's layers) and the projector."""
+    whole = isinstance(encoder, MLP)
+    block = encoder if whole else encoder.layer4[-1]
+    prefix = "" if whole else f"layer4.{len(encoder.layer4) - 1}."
+    found = {
+        f"{prefix}{name}": m for name, m in block.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)
+    }
+    linears = {id(m) for m in trained_linears(projector or nn.Identity())}
+    if linears:
+        found |= {
+            f"projector.{name}".rstrip("."): m for name, m in projector.named_modules() if id(m) in linears
+        }
+    weights = {name: module.weight.detach().double().flatten(1) for name, module in found.items()}
+    return {name: rounded(eigenvalues(_smaller_gram(weight)).sqrt()) for name, weight in weights.items()}
+
+
+def layer_statistics(encoder, projector, x):
+    """What figures and claims need of test images x, by layer (None where there is none).
+
+    spectra and bare_spectra: of the covariance, normalised and not. min_max_ratio: of 2,000 images. Beside these
+    `row_norms`, `weight_spectra` and a `heat_map` of every normalised covariance.
     """
     found = features(encoder, projector, x)
+    covariances = {layer: covariance(values) for layer, values in found.items()}
 
-    def by_layer(function):
-        return {layer: function(found[layer]) if layer in found else None for layer in LAYERS}
+    def by_layer(function, source=found):
+        return {layer: function(source[layer]) if layer in found else None for layer in LAYERS}
 
-    def heat_map(values):
-        c = covariance(values)
-        c = c / c.diagonal().mean().clamp(min=1e-30)
-        outside = (c.abs().sum() - c.diagonal().sum()) / max(1, c.numel() - len(c))
-        return {"block": [[round(value, 3) for value in row] for row in c[:32, :32].tolist()],
-                "offdiagonal": outside.item()}
+    return {
+        "rankme": by_layer(rankme),
+        "min_max_ratio": by_layer(lambda values: min_max_ratio(values[:2000])),
+        "spectra": by_layer(lambda c: rounded(eigenvalues(c)), covariances),
+        "bare_spectra": by_layer(lambda values: rounded(covariance_spectrum(values, normalize=False))),
+        "covariance": by_layer(heat_map, covariances),
+        "row_norms": row_norms(encoder, found["h"], found["penultimate"]),
+        "weight_spectra": weight_spectra(encoder, projector),
+    }
 
-    convolution, norm = last_convolution(encoder)
-    bare = convolution.weight.detach().flatten(1).square().sum(1)
-    folded = bare * norm.weight.detach().square() / (norm.running_var + norm.eps)
-    row_norms = {"bare": bare, "folded": folded, "variance": found["h"].var(0)}
-    return {"rankme": by_layer(rankme), "min_max_ratio": by_layer(lambda h: min_max_ratio(h[:2000])),
-            "spectra": by_layer(lambda h: rounded(covariance_spectrum(h))),
-            "covariance": by_layer(heat_map), "row_norms": {key: rounded(n) for key, n in row_norms.items()}}
+
+def start_statistics(encoder, projector, data):
+    """`layer_statistics` and kNN-200 before the first step, on copies whose BatchNorms have the statistics of up to 2,048
+    training images: those that they start with, 0 and 1, are no one's."""
+    modules = copy.deepcopy(nn.ModuleList([encoder, projector]))
+    for module in modules.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = None  # a plain average
+    with torch.no_grad():
+        for block in data.x_train[:2048].split(256):
+            modules[1](modules[0](normalize(block).contiguous(memory_format=memory_format(encoder))))
+    found = layer_statistics(*modules, data.x_test)
+    for large in ("covariance", "row_norms"):
+        del found[large]
+    return {"knn200": knn_accuracy(*representations(modules[0], data)), **found}
 
 
 def evaluate(encoder, projector, data, frozen=None):
-    """kNN-200, kNN-5, linear probe (percent) and `layer_statistics`; frozen: `representations`, if known."""
+    """kNN-200 of h and z, kNN-5, linear probe (percent) and `layer_statistics`; frozen: `representations`, if known."""
     frozen = frozen or representations(encoder, data)
     top1, top5 = linear_probe(*frozen)
-    return {"knn200": knn_accuracy(*frozen), "knn5": knn_accuracy(*frozen, k=5, temperature=None),
-            "linear_top1": top1, "linear_top5": top5, **layer_statistics(encoder, projector, data.x_test)}
+    return {
+        "knn200": knn_accuracy(*frozen),
+        "knn5": knn_accuracy(*frozen, k=5, temperature=None),
+        "knn200_z": knn_accuracy(*representations(encoder, data, projector)),
+        "linear_top1": top1,
+        "linear_top5": top5,
+        **layer_statistics(encoder, projector, data.x_test),
+    }
 
 
-# --------------------------------------------------------------------------------------------------- results
+# ------------------------------------------------------------------------------------------------------------- results
+
 
 @contextlib.contextmanager
 def atomic_write(path):
@@ -1102,53 +1428,85 @@ def rounded(tensor):
 
 
 RUN_FILES = ("result.json", "encoder.pt", "checkpoint.pt", "metrics.jsonl", "config.json")
+NOT_OF_A_RUN = ("out", "resume", "overwrite", "data_dir")  # arguments that do not make it another run
 
 
 def open_run(args, name):
-    """(folder, configuration, checkpoint or None) of a run, new or to be continued: a UserError rather than
-    touch another run, which is one with another script, row or arguments, folders apart."""
+    """(folder, configuration, checkpoint or None) of a run, new or to be continued. UserError for a folder that is not
+    a run's, or whose script, row or arguments differ; --overwrite takes it all the same."""
     out = args.out or Path("runs") / f"{Path(args.dataset).stem}-{name}-seed{args.seed}"
-    arguments = {k: v for k, v in vars(args).items() if k not in ("out", "resume", "overwrite", "data_dir")}
-    config = json.loads(json.dumps({"script": Path(sys.argv[0]).name, "name": name, "arguments": arguments}))
+    config = _configuration(args, name)
+    there, temporary = _claim(out)
+    if there and not args.overwrite:
+        _require_same_run(out, there, config, args.resume)
+        config = there
+    else:
+        _start_anew(out, config)
+    for path in {*temporary, *out.glob("config.json.0.tmp")}:
+        path.unlink(missing_ok=True)
+    return out, config, _checkpoint(out / "checkpoint.pt")
+
+
+def _configuration(args, name):
+    arguments = {key: value for key, value in vars(args).items() if key not in NOT_OF_A_RUN}
+    device = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    if args.device != "cpu":
+        device = torch.cuda.get_device_name(args.device)
+    versions = {module.__name__: str(module.__version__) for module in (torch, torchvision, np)}
+    origin = {"device": device, "git": _git_commit(), "python": platform.python_version(), **versions}
+    script = Path(sys.argv[0]).name
+    return json.loads(json.dumps({"script": script, "name": name, "arguments": arguments, **origin}))
+
+
+def _claim(out):
+    """Makes and locks the folder. (Configuration of the run in it or None, files that a kill cut short.)"""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {out} can't be made ({brief(error)})") from None
     _lock(out)
-    entries, config_file, checkpoint = set(out.iterdir()), out / "config.json", out / "checkpoint.pt"
-    temporary = {path for file in RUN_FILES for path in out.glob(f"{file}.*.tmp")}  # what a kill cut short
+    entries = set(out.iterdir())
+    temporary = {path for file in RUN_FILES for path in out.glob(f"{file}.*.tmp")}
+    config_file = out / "config.json"
     there = read_json(config_file) if config_file in entries else None
     if there is None and any("config.json" in path.name for path in temporary):
         entries -= {out / file for file in RUN_FILES}  # a kill during --overwrite left these
     if entries - temporary and not (isinstance(there, dict) and isinstance(there.get("arguments"), dict)):
         raise UserError(f"{out} is there and is not a run's folder: choose another with --out")
-    if there and not args.overwrite:
-        old, new = ({**c["arguments"], **{k: c.get(k) for k in ("script", "name")}} for c in (there, config))
-        other = ", ".join(f"{k} is {old.get(k)} there, {new[k]} here" for k in new if old.get(k) != new[k])
-        if other or not args.resume:
-            what = f"another run, {other}" if other else "this run already"
-            raise UserError(f"{out} holds {what}: continue it with --resume and its arguments, choose "
-                            "another --out, or replace it with --overwrite")
-    if there and not args.overwrite:
-        config = there
-        try:
-            state = torch.load(checkpoint, "cpu", weights_only=True) if checkpoint.exists() else None
-        except Exception as error:  # noqa: BLE001 - whatever the file holds
-            raise UserError(f"{checkpoint} can't be read ({brief(error)}); --overwrite starts anew") from None
-    else:
-        state = None
-        if there:
-            os.replace(config_file, f"{config_file}.0.tmp")
-        for file in RUN_FILES:
-            (out / file).unlink(missing_ok=True)
-        device = torch.cuda.get_device_name(args.device) if args.device != "cpu" else \
-            f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-        config |= {"device": device, "git": _git_commit(), "python": platform.python_version(),
-                   **{module.__name__: str(module.__version__) for module in (torch, torchvision, np)}}
-        write_json(config_file, config)
-    for path in {*temporary, *out.glob("config.json.0.tmp")}:
-        path.unlink(missing_ok=True)
-    return out, config, state
+    # a run that ended before its first checkpoint has nothing to lose
+    kept = {out / file for file in ("checkpoint.pt", "result.json", "encoder.pt")}
+    return (there if kept & entries else None), temporary
+
+
+def _require_same_run(out, there, config, resume):
+    old, new = ({**c["arguments"], "script": c.get("script"), "name": c.get("name")} for c in (there, config))
+    for arguments in (old, new):  # cuda:0 and cuda:1 are one kind of device
+        arguments["device"] = str(arguments.get("device")).split(":")[0]
+    other = ", ".join(
+        f"{key} is {old.get(key)} there, {new[key]} here" for key in new if old.get(key) != new[key]
+    )
+    if other or not resume:
+        what = f"another run, {other}" if other else "this run already"
+        raise UserError(
+            f"{out} holds {what}: continue it with --resume and its arguments, choose another --out, or replace it "
+            "with --overwrite"
+        )
+
+
+def _start_anew(out, config):
+    config_file = out / "config.json"
+    if config_file.exists():  # a kill from here on leaves a folder that is known as a run's
+        os.replace(config_file, f"{config_file}.0.tmp")
+    for file in RUN_FILES:
+        (out / file).unlink(missing_ok=True)
+    write_json(config_file, config)
+
+
+def _checkpoint(path):
+    try:
+        return torch.load(path, "cpu", weights_only=True) if path.exists() else None
+    except Exception as error:  # whatever the file holds
+        raise UserError(f"{path} can't be read ({brief(error)}); --overwrite starts anew") from None
 
 
 _LOCKS = {}
@@ -1182,14 +1540,27 @@ def brief(error):
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def _is_out_of_memory(error):
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
 def run(main):
-    """Calls a script's main(): bad input is one line and exit code 2; SIGINT, SIGTERM are 130, 143."""
+    """Calls a script's main(): bad input is one line and exit code 2, no memory left exit code 1; SIGINT, SIGTERM are
+    130, 143."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda n, _: sys.exit(128 + n))
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")
+    script = Path(sys.argv[0]).name
     try:
         main()
     except (UserError, OSError) as error:
-        sys.stderr.write(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"{script}: error: {' '.join(str(error).split())}\n")
         sys.exit(2)
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        sys.stderr.write(
+            f"{script}: error: out of memory ({brief(error)}): a smaller --batch-size or --width needs less\n"
+        )
+        sys.exit(1)

@@ -1,0 +1,299 @@
+"""Every row of every table once: its command, label and printed numbers. Recipes, scales and data sets too.
+
+A row is a script with flags. Sizes with a point are shares of D, the dimensions of h, so that a row's command
+is the same at every width. Names of rows carry the papers' numbers, of 512 dimensions.
+"""
+
+import argparse
+import functools
+import importlib
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+NO_NUMBERS = {}
+
+
+class Row(NamedTuple):
+    """A line of the tables.
+
+    tables: targets, separated by spaces. command: script and flags. paper: {(data set, metric): printed number}.
+    recipe: a key of RECIPES. same_as: the row whose run this row's is, if it has none of its own.
+    """
+
+    name: str
+    tables: str
+    label: str
+    command: str
+    paper: dict = NO_NUMBERS
+    recipe: str = "ll"
+    same_as: str = ""
+
+
+class Scale(NamedTuple):
+    """How large and how long runs are: flags behind those of a row, and what that means."""
+
+    flags: str
+    meaning: str
+
+
+class DataSet(NamedTuple):
+    """A data set's name as it is written, its images' height and width (None: nothing trains on it here).
+
+    folder: it is a folder of images in the data's folder.
+    """
+
+    title: str
+    pixels: int | None
+    folder: bool = False
+
+
+# From the most to the least telling. mlp and compressed keep the decay horizon H of LL's recipe, 11.7: by the
+# end of a run, what no gradient holds has shrunk by e^-H.
+SCALES = {
+    "paper": Scale("", "the papers' epochs and width"),
+    "short": Scale("--epochs 50", "50 epochs, otherwise as the papers"),
+    "compressed": Scale(
+        "--width 32 --stem imagenet --epochs 10 --weight-decay 1e-2 --eval-every 2",
+        "a CPU: width 32, ImageNet stem, 10 epochs with 20 times the weight decay",
+    ),
+    "mlp": Scale(
+        "--arch mlp --image-size 16 --eval-every 20",
+        "a CPU: three linear layers and 16 pixels, otherwise as LL",
+    ),
+    "mini": Scale(
+        "--train-size 5000 --width 8 --epochs 5 --batch-size 128",
+        "shows on a CPU that every row works",
+    ),
+}
+DATASETS = {
+    "cifar10": DataSet("CIFAR-10", 32),
+    "cifar100": DataSet("CIFAR-100", 32),
+    "stl10": DataSet("STL-10", 96),
+    "tiny-imagenet": DataSet("Tiny ImageNet", 64, folder=True),
+    "shapes": DataSet("drawn shapes", 32),
+    "imagenet": DataSet("ImageNet", None),  # for the papers' numbers
+}
+TABLES = {
+    "table2": "LL table 2: penalties on weights",
+    "table1": "LL table 1: constant subvector",
+    "barlow": "Barlow Twins with LL's recipe (LL figure 1b)",
+    "directclr-tables": "DirectCLR tables 1, 2, appendix F and figure 12",
+    "sparsehead-table": "SparseHead table 1, figures 1 and 3",
+    "weights": "Weights of the penalties, and other readings of the papers",
+}
+
+# What a recipe adds to a row's flags, by data set ("": any other). SparseHead is silent about the batch size.
+ADAM = "--batch-size 512 --optimizer adam --weight-decay 1e-6 --crop-scale 0.2 1 --grey-p 0.1"
+RECIPES = {
+    "ll": {"": ""},
+    "sparsehead": {
+        "cifar10": f"{ADAM} --lr 3e-3 --epochs 1000",
+        "cifar100": f"{ADAM} --lr 3e-3 --epochs 1000",
+        "stl10": f"{ADAM} --lr 2e-3 --epochs 2000",
+        "": f"{ADAM} --lr 2e-3 --epochs 1000",
+    },
+}
+
+
+def ll(cifar10, cifar100):
+    """LL's numbers of a row: kNN-200."""
+    return {("cifar10", "knn200"): cifar10, ("cifar100", "knn200"): cifar100}
+
+
+def imagenet(linear, of_z=None):
+    """DirectCLR's numbers of a row: linear probe on h and on z alone."""
+    found = {("imagenet", "linear_top1"): linear, ("imagenet", "subvector_linear_top1"): of_z}
+    return {key: number for key, number in found.items() if number is not None}
+
+
+# Parts of commands
+NO = "simclr.py --no-projector"
+LAST = f"{NO} --reg lastlayer"
+RANK = f"{NO} --reg werank"
+REG = "simclr.py --reg lastlayer"
+CS200 = f"{NO} --fixed-dims 0.609375"  # 312 of 512
+CS400 = f"{NO} --fixed-dims 0.21875"  # 112 of 512
+CS480 = f"{NO} --fixed-dims 0.0625"  # 32 of 512
+INV = "--fixed-value inv"  # 1/√D
+BN = "barlow.py --no-projector"
+DIRECT = "directclr.py"
+KIND = "simclr.py --projector"
+SIM = "simclr.py --temperature 0.5 --embedding 1.0"  # SparseHead's z is as wide as h (d = m in its section 4)
+LIN = f"{SIM} --projector linear"
+R50 = f"{SIM} --arch resnet50"
+SH = "... + SparseHead"
+# Tables
+BOTH = "table2 directclr-tables"
+DC = "directclr-tables"
+ST = "sparsehead-table"
+
+ROWS = [
+    # LL table 2, with the rows of DirectCLR tables 1 and 2 that are its bases
+    Row("simclr", BOTH, "SimCLR, 2-layer MLP projector", "simclr.py", ll(86.1, 56.3) | imagenet(66.5)),
+    Row("simclr-werank", "table2", "... + WERank", "simclr.py --reg werank", ll(86.5, 56.8)),
+    Row("simclr-lastlayer", "table2", "... + last layer", REG, ll(86.3, 57.5)),
+    Row("simclr-linear", DC, "SimCLR, linear projector", f"{KIND} linear", imagenet(61.1)),
+    Row("noproj", BOTH, "SimCLR, no projector", NO, ll(84.5, 52.8) | imagenet(51.5)),
+    Row("noproj-werank", "table2", "... + WERank", RANK, ll(84.9, 52.6)),
+    Row("noproj-lastlayer", "table2", "... + last layer", LAST, ll(85.1, 53.1)),
+    Row("directclr", BOTH, "DirectCLR, d₀ = 90 of 512", DIRECT, ll(85.2, 53.2) | imagenet(62.7, 47.9)),
+    Row("directclr-werank", "table2", "... + WERank", f"{DIRECT} --reg werank", ll(85.4, 53.0)),
+    Row("directclr-lastlayer", "table2", "... + last layer", f"{DIRECT} --reg lastlayer", ll(85.5, 53.2)),
+    Row("cs", "table2", "SimCLR, no projector, constant subvector", CS480, ll(84.7, 52.5)),
+    Row("cs-werank", "table2", "... + WERank", f"{CS480} --reg werank", ll(85.0, 53.0)),
+    Row("cs-lastlayer", "table2", "... + last layer", f"{CS480} --reg lastlayer", ll(85.5, 53.1)),
+    # LL table 1
+    Row("cs-d200-k0", "table1", "d₀ = 200, k = 0", CS200, ll(83.2, 49.4)),
+    Row("cs-d200-kinv", "table1", "d₀ = 200, k = 1/√D", f"{CS200} {INV}", ll(82.5, 48.6)),
+    Row("cs-d200-k1", "table1", "d₀ = 200, k = 1", f"{CS200} --fixed-value 1", ll(78.9, 41.1)),
+    Row("cs-d400-k0", "table1", "d₀ = 400, k = 0", CS400, ll(84.2, 52.2)),
+    Row("cs-d400-kinv", "table1", "d₀ = 400, k = 1/√D", f"{CS400} {INV}", ll(84.0, 50.9)),
+    Row("cs-d400-k1", "table1", "d₀ = 400, k = 1", f"{CS400} --fixed-value 1", ll(79.8, 44.3)),
+    Row("cs-d480-k0", "table1", "d₀ = 480, k = 0", CS480, ll(84.7, 52.5), same_as="cs"),
+    Row("cs-d480-kinv", "table1", "d₀ = 480, k = 1/√D", f"{CS480} {INV}", ll(84.4, 51.8)),
+    Row("cs-d480-k1", "table1", "d₀ = 480, k = 1", f"{CS480} --fixed-value 1", ll(80.9, 45.9)),
+    # Barlow Twins. Not barlow-lastlayer, which diverges: see docs/decisions.md
+    Row("barlow", "barlow", "Barlow Twins", "barlow.py"),
+    Row("barlow-werank", "barlow", "... + WERank", "barlow.py --reg werank"),
+    Row("barlow-noproj", "barlow", "Barlow Twins, no projector", BN),
+    Row("barlow-noproj-werank", "barlow", "... + WERank", f"{BN} --reg werank"),
+    Row("barlow-noproj-lastlayer", "barlow", "... + last layer", f"{BN} --reg lastlayer"),
+    # DirectCLR table 2, appendix F, figure 12
+    Row("simclr-orthogonal", DC, "orthogonal", f"{KIND} orthogonal", imagenet(52.2)),
+    Row("simclr-diagonal", DC, "diagonal", f"{KIND} diagonal", imagenet(60.2)),
+    Row("simclr-lowrank", DC, "fixed low-rank", f"{KIND} lowrank", imagenet(62.3)),
+    Row("simclr-lowrank-diagonal", DC, "fixed low-rank diagonal", f"{KIND} lowrank-diagonal", imagenet(62.7)),
+    Row(
+        "directclr-random", DC, "d₀ random dimensions a step", f"{DIRECT} --subvector random", imagenet(43.0)
+    ),
+    Row("directclr-d8", DC, "DirectCLR, d₀ = 8 of 512", f"{DIRECT} --dim 0.015625"),
+    Row("directclr-d32", DC, "DirectCLR, d₀ = 32 of 512", f"{DIRECT} --dim 0.0625"),
+    Row("directclr-d128", DC, "DirectCLR, d₀ = 128 of 512", f"{DIRECT} --dim 0.25"),
+    Row("directclr-d256", DC, "DirectCLR, d₀ = 256 of 512", f"{DIRECT} --dim 0.5"),
+    Row("directclr-d512", DC, "DirectCLR, d₀ = 512 of 512", f"{DIRECT} --dim 1.0", same_as="noproj"),
+]
+# SparseHead table 1: linear probe and kNN-5 on CIFAR-10, CIFAR-100, STL-10 and Tiny ImageNet
+SPARSEHEAD = {
+    "sh-simclr": (91.80, 88.42, 66.83, 56.57, 90.51, 85.68, 48.82, 32.86),
+    "sh-simclr-sparsehead": (92.75, 90.32, 67.55, 56.84, 92.24, 88.49, 51.42, 36.16),
+    "sh-byol": (91.73, 89.26, 66.60, 56.82, 91.86, 88.61, 51.01, 36.14),
+    "sh-byol-sparsehead": (92.45, 90.05, 67.52, 56.86, 92.60, 88.63, 52.16, 36.74),
+    "sh-barlow": (90.88, 88.78, 66.67, 56.39, 90.71, 86.31, 49.74, 33.61),
+    "sh-barlow-sparsehead": (91.28, 89.87, 66.91, 56.47, 91.45, 88.46, 51.49, 35.26),
+}
+SETS = ("cifar10", "cifar100", "stl10", "tiny-imagenet")
+KEYS = [(name, metric) for name in SETS for metric in ("linear_top1", "knn5")]
+PRINTED = {name: dict(zip(KEYS, numbers, strict=True)) for name, numbers in SPARSEHEAD.items()}
+SPARSEHEAD_ROWS = [
+    Row("sh-noproj", ST, "SimCLR, no projector", f"{NO} --temperature 0.5"),
+    Row("sh-simclr", ST, "SimCLR", SIM),
+    Row("sh-simclr-sparsehead", ST, SH, f"{SIM} --reg sparsehead"),
+    Row("sh-byol", ST, "BYOL", "byol.py"),
+    Row("sh-byol-sparsehead", ST, SH, "byol.py --reg sparsehead"),
+    Row("sh-barlow", ST, "Barlow Twins", "barlow.py"),
+    Row("sh-barlow-sparsehead", ST, SH, "barlow.py --reg sparsehead"),
+    Row("sh-simclr-linear", ST, "SimCLR, linear projector", LIN),
+    Row("sh-simclr-linear-sparsehead", ST, SH, f"{LIN} --reg sparsehead"),
+    Row("sh-resnet50", ST, "SimCLR, ResNet-50", R50),
+    Row("sh-resnet50-sparsehead", ST, SH, f"{R50} --reg sparsehead"),
+]
+ROWS += [row._replace(recipe="sparsehead", paper=PRINTED.get(row.name, {})) for row in SPARSEHEAD_ROWS]
+ROWS += [
+    Row("noproj-lastlayer-0.01", "weights", "no projector + 0.01 · last layer", f"{LAST} --reg-weight 0.01"),
+    Row("noproj-lastlayer-0.1", "weights", "no projector + 0.1 · last layer", f"{LAST} --reg-weight 0.1"),
+    Row("noproj-lastlayer-10", "weights", "no projector + 10 · last layer", f"{LAST} --reg-weight 10"),
+    Row("noproj-werank-0.01", "weights", "no projector + 0.01 · WERank", f"{RANK} --reg-weight 0.01"),
+    Row("noproj-werank-1", "weights", "no projector + 1 · WERank", f"{RANK} --reg-weight 1"),
+    Row(
+        "simclr-lastlayer-encoder", "weights", "SimCLR + last layer of the encoder", f"{REG} --reg-on encoder"
+    ),
+    Row("simclr-bn", "weights", "SimCLR, projector with BatchNorm at its end", "simclr.py --projector-bn"),
+]
+ROW = {row.name: row for row in ROWS}
+
+
+def of(table):
+    """The rows of a table, in its order."""
+    return [row for row in ROWS if table in row.tables.split()]
+
+
+def run_of(name):
+    """The name of the row whose run is this row's: itself, unless it is the same as another."""
+    return ROW[name].same_as or name if name in ROW else name
+
+
+def command(name, scale, dataset, data_dir="data"):
+    """What trains a row, as words: the script and its flags, but for --seed and --out."""
+    recipe = RECIPES[ROW[name].recipe]
+    words = f"{ROW[name].command} {recipe.get(dataset, recipe[''])}".split()
+    if dataset in DATASETS and DATASETS[dataset].folder:
+        words += ["--dataset", str(Path(data_dir, dataset)), "--image-size", str(DATASETS[dataset].pixels)]
+    else:
+        words += ["--dataset", dataset]
+    return [*words, "--data-dir", str(data_dir), *SCALES[scale].flags.split()]
+
+
+# ------------------------------------------------------------------------------------ is a result its row's?
+
+# How and where a run is computed, not what.
+FREE = {"device", "compile", "precision", "eval_every", "seed", "out", "data_dir", "resume", "overwrite"}
+
+
+@functools.cache
+def arguments(name, scale, dataset, pixels):
+    """{argument: value} of a row's run, every default filled in by its own script, but for those in FREE.
+
+    pixels: height and width of the data set's images, unless the row has other ones.
+    """
+    script, *words = command(name, scale, dataset)
+    return _resolved(script, vars(_parser(script).parse_args(words)), pixels)
+
+
+def mismatch(config, name, scale, dataset):
+    """What says that a result's config is not of this row, scale and data set, as text; "" if nothing does.
+
+    The row's own script parses its command and fills in the defaults; the recorded arguments must be these. Of a
+    row that no table has, only what the scale sets is compared.
+    """
+    try:
+        recorded = config["arguments"]
+        if name not in ROW:
+            expected = _of_scale(scale)
+            found = {key: recorded.get(key) for key in expected}
+        else:
+            script = ROW[name].command.split()[0]
+            if config["script"] != script:
+                return f"made by {config['script']}, not {script}"
+            pixels = DATASETS[dataset].pixels if dataset in DATASETS else None
+            pixels = pixels or recorded["image_size"]
+            expected = arguments(name, scale, dataset, pixels)
+            found = _resolved(script, vars(_parser(script).parse_args([])) | recorded, pixels)
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+        return f"its configuration can't be read ({error!r})"
+    other = [key for key in {**expected, **found} if found.get(key) != expected.get(key)]
+    return ", ".join(f"{key} {found.get(key)}, not {expected.get(key)}" for key in other)
+
+
+def _resolved(script, given, pixels):
+    given = given | {"dataset": Path(given["dataset"]).stem}
+    if given["image_size"] is None:
+        given["image_size"] = pixels
+    found = vars(_module(script).resolve(argparse.Namespace(**given)))
+    return json.loads(json.dumps({key: value for key, value in found.items() if key not in FREE}))
+
+
+def _of_scale(scale):
+    """What a scale says of any method: epochs, width, number of images, and what else it has a flag for."""
+    words = SCALES[scale].flags.split()
+    flags = {word[2:].replace("-", "_") for word in words if word.startswith("--")}
+    found = vars(_parser("simclr.py").parse_args(words))
+    return {key: found[key] for key in {"epochs", "width", "train_size", *flags} - FREE}
+
+
+def _parser(script):
+    return _module(script).parser()
+
+
+def _module(script):
+    return importlib.import_module(Path(script).stem)
