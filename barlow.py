@@ -1,7 +1,7 @@
 """Barlow Twins with and without its projector, with a penalty on the weights in the projector's place.
 
-Reproduces LL figure 1b (spectra with and without projector) and SparseHead table 1 (Barlow Twins), with the recipe of
-SimCLR on CIFAR-10, as in lightly's benchmark.
+Reproduces LL figure 1b (spectra with and without projector) and SparseHead table 1 (Barlow Twins), with the
+recipe of SimCLR on CIFAR-10, as in lightly's benchmark.
 
     python barlow.py                                            with projector, 2048 wide
     python barlow.py --no-projector                             without
@@ -15,8 +15,8 @@ import torch
 
 
 def barlow_twins(z1, z2, lambd=5e-3):
-    """Σ_i (1 - C_ii)² + lambd Σ_{i≠j} C_ij² (Barlow Twins eq. 1), C the cross-correlation of z1, z2 (B >= 2, m), each
-    dimension standardised by its biased variance (+ 1e-5, as the authors' BatchNorm)."""
+    """Σ_i (1 - C_ii)² + lambd Σ_{i≠j} C_ij² (Barlow Twins eq. 1), C the cross-correlation of z1, z2 (B >= 2,
+    m), each dimension standardised by its biased variance (+ 1e-5, as the authors' BatchNorm)."""
     with torch.autocast(z1.device.type, enabled=False):
         z1, z2 = common.full_precision(z1, z2)
         z1, z2 = ((z - z.mean(0)) / (z.var(0, correction=0) + 1e-5).sqrt() for z in (z1, z2))

@@ -1,8 +1,9 @@
-"""What the experiments share, in the order data flows: data, augmentation, encoder, projectors, losses, penalties,
-arguments, training, evaluation, results. Copy this file beside a script and the script runs.
+"""What the experiments share, in the order data flows: data, augmentation, encoder, projectors, losses,
+penalties, arguments, training, evaluation, results. Copy this file beside a script and the script runs.
 
-Equations and tables are cited by the papers' short names: LL (Can Weight Regularization in the Last Layer Reduce
-Dimensional Collapse?), DirectCLR (Jing et al. 2022), WERank (Pasand et al. 2024), SparseHead (Song et al. 2023).
+Equations and tables are cited by the papers' short names: LL (Can Weight Regularization in the Last Layer
+Reduce Dimensional Collapse?), DirectCLR (Jing et al. 2022), WERank (Pasand et al. 2024), SparseHead (Song et
+al. 2023).
 """
 
 import argparse
@@ -18,10 +19,12 @@ import sys
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-# Importing torch takes seconds. Ctrl-C ends the process there, without a traceback. (A thread has no say in it.)
+# Importing torch takes seconds. Ctrl-C ends the process there, without a traceback. (A thread has no say in
+# it.)
 with contextlib.suppress(ValueError):
     _interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)
 
@@ -39,13 +42,14 @@ with contextlib.suppress(ValueError, NameError):
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# float32 means float32: TF32's noise would hide small singular values. So PyTorch's advice to switch it on is no news.
+# float32 means float32: TF32's noise would hide small singular values. So PyTorch's advice to switch it on is
+# no news.
 torch.set_float32_matmul_precision("highest")
 torch.backends.cudnn.allow_tf32 = False
 warnings.filterwarnings("ignore", message=".*TensorFloat32 tensor cores.*")
 
-# glibc returns freed memory to the system, and has to fault it in again, beyond a limit that it learns from the largest
-# block freed so far, 32 MB at most. Freeing 30 MB once makes Augment 1.6 times as fast on a CPU.
+# glibc returns freed memory to the system, and has to fault it in again, beyond a limit that it learns from
+# the largest block freed so far, 32 MB at most. Freeing 30 MB once makes Augment 1.6 times as fast on a CPU.
 torch.empty(7_500_000)
 
 
@@ -53,7 +57,7 @@ class UserError(ValueError):
     """Bad input. Scripts print it as one line on stderr and exit with code 2."""
 
 
-# ---------------------------------------------------------------------------------------------------------------- data
+# ------------------------------------------------------------------------------------------------------- data
 
 
 class Dataset(NamedTuple):
@@ -74,10 +78,11 @@ NAMED = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "stl10": "STL10"}  # in t
 def load_dataset(name, data_dir="data", image_size=None):
     """A `Dataset` in memory. Raises UserError that names the file and what is wrong with it.
 
-    name: cifar10, cifar100, stl10 (train + unlabelled): <data_dir>/<name>.npz, which a torchvision download writes the
-    first time; shapes (drawn by shapes.py, no download); an .npz of x_train (N, H, W, 3) uint8, y_train (N,), x_test,
-    y_test, optionally classes; or an image folder train/<class>/*, val/<class>/*, which needs image_size. image_size:
-    other images are resized (shorter side, antialiased) and centre-cropped to image_size squared.
+    name: cifar10, cifar100, stl10 (train + unlabelled): <data_dir>/<name>.npz, which a torchvision download
+    writes the first time; shapes (drawn by shapes.py, no download); an .npz of x_train (N, H, W, 3) uint8,
+    y_train (N,), x_test, y_test, optionally classes; or an image folder train/<class>/*, val/<class>/*, which
+    needs image_size. image_size: other images are resized (shorter side, antialiased) and centre-cropped to
+    image_size squared.
     """
     path = Path(name)
     if name == "shapes":
@@ -125,7 +130,8 @@ def _read_npz(path):
         y = arrays[f"y_{split}"]
         if x.dtype != np.uint8 or x.shape[1:] != (*arrays["x_train"].shape[1:3], 3) or 0 in x.shape:
             raise UserError(
-                f"{path}: x_{split} must be uint8 (N, H, W, 3), H and W those of x_train, not {x.dtype} {x.shape}"
+                f"{path}: x_{split} must be uint8 (N, H, W, 3), H and W those of x_train, "
+                f"not {x.dtype} {x.shape}"
             )
         least = -1 if split == "train" else 0
         if y.dtype.kind not in "iu" or y.shape != x.shape[:1] or y.min() < least:
@@ -198,23 +204,22 @@ def subset(data, size):
         count = size // len(labels) + (i < size % len(labels))
         of_class = (data.y_train == label).nonzero()[:, 0]
         if len(of_class) < count:
-            raise UserError(
-                f"--train-size {size} takes {count} images of class {data.classes[label]!r}; there are {len(of_class)}"
-            )
+            takes = f"--train-size {size} takes {count} images of class {data.classes[label]!r}"
+            raise UserError(f"{takes}; there are {len(of_class)}")
         keep[of_class[:count]] = True
     return data._replace(x_train=data.x_train[keep], y_train=data.y_train[keep])
 
 
-# -------------------------------------------------------------------------------------------------------- augmentation
-# Images are float (B, 3, H, W) in [0, 1], parameters have one value per image. Every operation is that of the same name
-# in torchvision.transforms.v2.functional, on a whole batch.
+# ----------------------------------------------------------------------------------------------- augmentation
+# Images are float (B, 3, H, W) in [0, 1], parameters have one value per image. Every operation is that of the
+# same name in torchvision.transforms.v2.functional, on a whole batch.
 
 
 def _interpolation(start, length, source, size):
     """(B, size, source): antialiased bilinear weights from pixels start … start + length - 1 to size pixels.
 
-    A resize is linear and separable, so crop, resize and flip are one matrix for rows and one for columns. At the
-    borders of the crop the weights left are made to sum to 1, as torchvision does.
+    A resize is linear and separable, so crop, resize and flip are one matrix for rows and one for columns. At
+    the borders of the crop the weights left are made to sum to 1, as torchvision does.
     """
     scale = (length / size)[:, None]
     centre = start[:, None] + (torch.arange(size, device=start.device) + 0.5) * scale
@@ -263,8 +268,8 @@ def adjust_saturation(x, factor):
 def adjust_hue(x, shift):
     """Turns the hue by a share of the circle, -0.5 … 0.5; saturation and value of HSV stay.
 
-    Hue without a branch, in sixths of the circle: its distance from red is (max - 2 min + g + b - r) / (max - min), to
-    the side of green where g > b.
+    Hue without a branch, in sixths of the circle: its distance from red is (max - 2 min + g + b - r) / (max -
+    min), to the side of green where g > b.
     """
     red, green, blue = x.unbind(1)
     low = torch.minimum(torch.minimum(red, green), blue)
@@ -301,52 +306,43 @@ def normalize(x, mean=IMAGENET_MEAN, std=IMAGENET_STD):
     return torch.stack([(x[:, channel] - mean[channel]) / std[channel] for channel in range(3)], 1)
 
 
+@dataclass
 class Augment:
     """A random view of each image: uint8 (B, 3, H, W) to float32 (B, 3, size, size), on x's device.
 
-    Random resized crop, flip, colour jitter, greyscale, Gaussian blur, solarize, normalise (SimCLR's recipe), with
-    parameters drawn per image from the distributions of torchvision's RandomResizedCrop and ColorJitter; the order of
-    the jitter's operations is drawn once a batch. scale: share of the area that a crop keeps. jitter: brightness,
-    contrast, saturation, hue. flip and *_p: probabilities. Blur: a kernel of 10 % of the size, sigma 0.1 … 2 pixels.
-    `draw` takes every random number, `apply` none. UserError for values that make no sense.
+    Random resized crop, flip, colour jitter, greyscale, Gaussian blur, solarize, normalise (SimCLR's recipe),
+    with parameters drawn per image from the distributions of torchvision's RandomResizedCrop and ColorJitter;
+    the order of the jitter's operations is drawn once a batch. scale: share of the area that a crop keeps.
+    jitter: brightness, contrast, saturation, hue. flip and *_p: probabilities. Blur: a kernel of 10 % of the
+    size, sigma 0.1 … 2 pixels. `draw` takes every random number, `apply` none. UserError for values that make
+    no sense.
     """
 
-    UNIFORMS = 32  # random numbers that a view takes
+    size: int
+    scale: tuple = (0.08, 1.0)
+    flip: float = 0.5
+    jitter: tuple = (0.4, 0.4, 0.4, 0.1)
+    jitter_p: float = 0.8
+    grey_p: float = 0.2
+    blur_p: float = 0.0
+    solarize_p: float = 0.0
+    mean: tuple = IMAGENET_MEAN
+    std: tuple = IMAGENET_STD
 
-    def __init__(
-        self,
-        size,
-        scale=(0.08, 1.0),
-        flip=0.5,
-        jitter=(0.4, 0.4, 0.4, 0.1),
-        jitter_p=0.8,
-        grey_p=0.2,
-        blur_p=0.0,
-        solarize_p=0.0,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-    ):
-        if size < 1 or not 0 < scale[0] <= scale[1] <= 1:
+    def __post_init__(self):
+        low, high = self.scale
+        if self.size < 1 or not 0 < low <= high <= 1:
+            wanted = "a size >= 1 and a scale (--crop-scale) 0 < low <= high <= 1"
+            raise UserError(f"a crop needs {wanted}, not {self.size} and {self.scale}")
+        if len(self.jitter) != 4 or not all(0 <= x < math.inf for x in self.jitter) or self.jitter[3] > 0.5:
             raise UserError(
-                f"a crop needs a size >= 1, not {size}, and a scale (--crop-scale) 0 < low <= high <= 1, not {scale}"
+                f"jitter (--jitter) is four numbers >= 0, the last (hue) <= 0.5, not {self.jitter}"
             )
-        if len(jitter) != 4 or not all(0 <= strength < math.inf for strength in jitter) or jitter[3] > 0.5:
-            raise UserError(f"jitter (--jitter) is four numbers >= 0, the last (hue) <= 0.5, not {jitter}")
-        if not all(0 <= p <= 1 for p in (flip, jitter_p, grey_p, blur_p, solarize_p)):
-            raise UserError(
-                f"flip {flip}, jitter_p {jitter_p}, grey_p {grey_p}, blur_p {blur_p}, solarize_p {solarize_p} "
-                "(--grey-p …) are not all probabilities"
-            )
-        self.size = size
-        self.scale = scale
-        self.flip = flip
-        self.jitter = jitter
-        self.jitter_p = jitter_p
-        self.grey_p = grey_p
-        self.blur_p = blur_p
-        self.solarize_p = solarize_p
-        self.mean = mean
-        self.std = std
+        for name in ("flip", "jitter_p", "grey_p", "blur_p", "solarize_p"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(
+                    f"{name} (--{name.replace('_', '-')}) {getattr(self, name)} is no probability"
+                )
         self.crop = resized_crop
         self.colour = [adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue]
 
@@ -362,13 +358,14 @@ class Augment:
 
     def draw(self, n, height, width, device="cpu", generator=None):
         """The random parameters of n views of images of height x width, as `apply` takes them."""
-        uniform = torch.rand(self.UNIFORMS, n, generator=generator, device=device)
+        uniform = torch.rand(32, n, generator=generator, device=device)
         on_host = generator if generator is not None and generator.device.type == "cpu" else None
         order = torch.randperm(4, generator=on_host).tolist()
         return {**self.parameters(uniform, height, width), "order": order}
 
     def parameters(self, uniform, height, width):
-        """The parameters of views, but for the jitter's order, from numbers (UNIFORMS, n) uniform in [0, 1)."""
+        """The parameters of views, but for the jitter's order, from numbers (UNIFORMS, n) uniform in [0,
+        1)."""
         attempts, ratios, share, choices, strengths = uniform.split((10, 10, 2, 5, 5))
 
         def between(values, low, high):
@@ -386,6 +383,7 @@ class Augment:
         h = torch.where(found, h.gather(0, first)[0], min(height, round(width * 4 / 3)))
         room = torch.stack([height - h, width - w])
         top, left = torch.where(found, (share * (room + 1)).minimum(room), room / 2).floor()
+        no_blur = 0.01  # pixels
         jittered = choices[0] < self.jitter_p
         ranges = [(max(0, 1 - strength), 1 + strength, 1) for strength in self.jitter[:3]]
         ranges.append((-self.jitter[3], self.jitter[3], 0))
@@ -398,9 +396,7 @@ class Augment:
             "flip": choices[1] < self.flip,
             "factors": tuple(factors),
             "grey": choices[2] < self.grey_p,
-            "sigma": torch.where(
-                choices[3] < self.blur_p, between(strengths[4], 0.1, 2), 0.01
-            ),  # 0.01: no blur
+            "sigma": torch.where(choices[3] < self.blur_p, between(strengths[4], 0.1, 2), no_blur),
             "solarized": choices[4] < self.solarize_p,
         }
 
@@ -419,7 +415,7 @@ class Augment:
         return normalize(x, self.mean, self.std)
 
 
-# ------------------------------------------------------------------------------------------------------------- encoder
+# ---------------------------------------------------------------------------------------------------- encoder
 
 
 def encoder_dim(arch, width):
@@ -437,8 +433,9 @@ def make_encoder(args):
 def resnet(arch="resnet18", stem="cifar", width=64):
     """torchvision's ResNet-18, -34 or -50 without `fc`: (B, 3, H, W) to h (B, D); D is `.dim`.
 
-    stem: "cifar" has a 3 x 3 stride-1 first convolution and no max-pool, "imagenet" is torchvision's. width: channels of
-    the first stage, 64 in the papers; D = 8 · width (ResNet-50: 32 · width). Names and initialisation are torchvision's.
+    stem: "cifar" has a 3 x 3 stride-1 first convolution and no max-pool, "imagenet" is torchvision's. width:
+    channels of the first stage, 64 in the papers; D = 8 · width (ResNet-50: 32 · width). Names and
+    initialisation are torchvision's.
     """
     if arch not in ("resnet18", "resnet34", "resnet50") or stem not in ("cifar", "imagenet") or width < 1:
         raise UserError(f"no encoder has arch {arch}, stem {stem}, width {width}")
@@ -463,9 +460,11 @@ def resnet(arch="resnet18", stem="cifar", width=64):
 
 
 class MLP(nn.Module):
-    """Three linear layers of width D with ReLU between them, no biases, no BatchNorm: (B, 3, s, s) to h (B, D).
+    """Three linear layers of width D with ReLU between them, no biases, no BatchNorm: (B, 3, s, s) to h (B,
+    D).
 
-    It stands between the theory's linear models and ResNets: nothing comes between the last weight W and h = W x.
+    It stands between the theory's linear models and ResNets: nothing comes between the last weight W and h =
+    W x.
     """
 
     def __init__(self, image_size, dim):
@@ -482,8 +481,8 @@ class MLP(nn.Module):
 
 
 def memory_format(encoder):
-    """channels_last where it is safe, a quarter faster on a CPU: with torch 2.11 to 2.15 a strided 1 x 1 convolution
-    (oneDNN's) of fewer than 16 channels overruns its memory on a CPU."""
+    """channels_last where it is safe, a quarter faster on a CPU: with torch 2.11 to 2.15 a strided 1 x 1
+    convolution (oneDNN's) of fewer than 16 channels overruns its memory on a CPU."""
     if isinstance(encoder, MLP):
         return torch.contiguous_format
     weight = encoder.conv1.weight
@@ -491,22 +490,23 @@ def memory_format(encoder):
 
 
 def encoder_end(encoder):
-    """The last weight layer of the encoder, and the BatchNorm behind it or None: of a ResNet those that end the residual
-    branch of its last block."""
+    """The last weight layer of the encoder, and the BatchNorm behind it or None: of a ResNet those that end
+    the residual branch of its last block."""
     if isinstance(encoder, MLP):
         return encoder.layer3, None
     block = encoder.layer4[-1]
     return (block.conv3, block.bn3) if hasattr(block, "conv3") else (block.conv2, block.bn2)
 
 
-# ---------------------------------------------------------------------------------------------------------- projectors
+# ------------------------------------------------------------------------------------------------- projectors
 
 
 def projector(kind, dim, hidden=None, out=128, final_bn=False):
     """The map from h (B, dim) to z, a module. UserError for an unknown kind or sizes that do not fit.
 
-    mlp: Linear, BatchNorm, ReLU, Linear, no biases, hidden = dim (SimCLR). linear: to `out` (DirectCLR table 1).
-    none: h. final_bn: mlp with a BatchNorm at its end, as lightly's SimCLR head and DirectCLR's public code have one.
+    mlp: Linear, BatchNorm, ReLU, Linear, no biases, hidden = dim (SimCLR). linear: to `out` (DirectCLR table
+    1). none: h. final_bn: mlp with a BatchNorm at its end, as lightly's SimCLR head and DirectCLR's public
+    code have one.
     """
     hidden = dim if hidden is None else hidden
     if kind not in ("mlp", "linear", "none"):
@@ -534,7 +534,7 @@ def embed(encoder, projector, x1, x2):
     return projector(encoder(x1)), projector(encoder(x2))
 
 
-# -------------------------------------------------------------------------------------------------------------- losses
+# ----------------------------------------------------------------------------------------------------- losses
 
 
 def full_precision(*tensors):
@@ -545,15 +545,13 @@ def full_precision(*tensors):
 def info_nce(z1, z2, temperature=0.2, cross_view=False):
     """InfoNCE of the embeddings z1, z2 (B, m) of two views: a scalar, at least float32 whatever the autocast.
 
-    cross_view=False: 2B anchors, the positive is the other view, 2B - 2 negatives (SimCLR; LL eq. 1 with the logarithm
-    and the temperature that its typesetting lost; SparseHead eq. 2). cross_view=True: B - 1 negatives, from the other
-    view only (DirectCLR section 6.2). UserError unless B >= 2 and temperature > 0.
+    cross_view=False: 2B anchors, the positive is the other view, 2B - 2 negatives (SimCLR; LL eq. 1 with the
+    logarithm and the temperature that its typesetting lost; SparseHead eq. 2). cross_view=True: B - 1
+    negatives, from the other view only (DirectCLR section 6.2). UserError unless B >= 2 and temperature > 0.
     """
     if z1.ndim != 2 or z1.shape != z2.shape or len(z1) < 2 or not temperature > 0:
-        raise UserError(
-            f"info_nce takes (B >= 2, m) twice and a temperature > 0, not {tuple(z1.shape)}, {tuple(z2.shape)}, "
-            f"{temperature}"
-        )
+        found = f"{tuple(z1.shape)}, {tuple(z2.shape)}, {temperature}"
+        raise UserError(f"info_nce takes (B >= 2, m) twice and a temperature > 0, not {found}")
     with torch.autocast(z1.device.type, enabled=False):
         z1, z2 = (F.normalize(z, dim=1) for z in full_precision(z1, z2))
         b = torch.arange(len(z1), device=z1.device)
@@ -567,13 +565,13 @@ def info_nce(z1, z2, temperature=0.2, cross_view=False):
 
 
 def byol_loss(p, z):
-    """2 - 2 cos(p, z), mean over B, of predictions p and targets z (..., B, m), which get no gradient: (...) (BYOL
-    eq. 2, one direction of two)."""
+    """2 - 2 cos(p, z), mean over B, of predictions p and targets z (..., B, m), which get no gradient: (...)
+    (BYOL eq. 2, one direction of two)."""
     p, z = full_precision(p, z.detach())
     return (2 - 2 * F.cosine_similarity(p, z, dim=-1)).mean(-1)
 
 
-# ----------------------------------------------------------------------------------------------------------- penalties
+# -------------------------------------------------------------------------------------------------- penalties
 # A weight is (out, in), or a convolution's (out, in, kh, kw) taken as (out, in · kh · kw).
 
 # LL eq. 11; WERank's toy models (LL gives none); SparseHead section 5.2
@@ -612,9 +610,9 @@ def trained_linears(projector):
 
 
 def last_layer(encoder, projector, on="auto"):
-    """The module whose weight is the last one before z: on="auto" the projector's last linear layer where one trains,
-    else the encoder's; or that of "encoder" or "projector". UserError for a projector without one: none, fixed,
-    orthogonal (held so), diagonal."""
+    """The module whose weight is the last one before z: on="auto" the projector's last linear layer where one
+    trains, else the encoder's; or that of "encoder" or "projector". UserError for a projector without one:
+    none, fixed, orthogonal (held so), diagonal."""
     linears = trained_linears(projector)
     if on not in ("auto", "encoder", "projector") or on == "projector" and not linears:
         raise UserError("--reg-on projector, --reg sparsehead need a projector with a trained linear layer")
@@ -624,8 +622,8 @@ def last_layer(encoder, projector, on="auto"):
 def regularizer(args, encoder, projector):
     """The penalty --reg on what --reg-on names, times --reg-weight: a function without arguments.
 
-    werank takes every linear and convolution weight of encoder and projector, or of the one named. UserError for a
-    combination that makes no sense.
+    werank takes every linear and convolution weight of encoder and projector, or of the one named. UserError
+    for a combination that makes no sense.
     """
     on = args.reg_on or ("projector" if args.reg == "sparsehead" else "auto")
     if args.reg == "none" and (args.reg_weight or args.reg_on):
@@ -644,7 +642,7 @@ def regularizer(args, encoder, projector):
     }[args.reg]
 
 
-# ----------------------------------------------------------------------------------------------------------- arguments
+# -------------------------------------------------------------------------------------------------- arguments
 
 
 class Parser(argparse.ArgumentParser):
@@ -668,7 +666,8 @@ def number(kind, low, high=2**20):
 
 
 def size(text):
-    """An argparse type: a number of dimensions, an int, or with a point a share of D, which `resolve` makes one."""
+    """An argparse type: a number of dimensions, an int, or with a point a share of D, which `resolve` makes
+    one."""
     value = float(text) if "." in text else int(text)
     if not (0 < value <= 1 if "." in text else 1 <= value <= 2**20):
         raise argparse.ArgumentTypeError(f"{text} is no whole number >= 1, nor a share of D such as 0.5")
@@ -747,7 +746,8 @@ def check_projector(args, uses):
 
 
 def resolve(args):
-    """Arguments with the defaults that depend on others filled in, and shares of D as dimensions; `args` stays."""
+    """Arguments with the defaults that depend on others filled in, and shares of D as dimensions; `args`
+    stays."""
     args = argparse.Namespace(**vars(args))
     sgd = args.optimizer == "sgd"
     if args.lr is None:
@@ -766,9 +766,11 @@ def resolve(args):
 
 
 def prepare(args, resolve=resolve):
-    """(the arguments, with device, precision and every default filled in; the data, on the device). Seeds torch.
+    """(the arguments, with device, precision and every default filled in; the data, on the device). Seeds
+    torch.
 
-    resolve: the script's own. UserError where the device, the compiler, the data or their sizes can't be used.
+    resolve: the script's own. UserError where the device, the compiler, the data or their sizes can't be
+    used.
     """
     args = _computation(args)
     data = load_dataset(args.dataset, args.data_dir, args.image_size)
@@ -818,7 +820,7 @@ def _computation(args):
     return args
 
 
-# ------------------------------------------------------------------------------------------------------------ training
+# --------------------------------------------------------------------------------------------------- training
 
 
 def optimizer(args, parameters):
@@ -830,8 +832,8 @@ def optimizer(args, parameters):
 
 
 def decay_horizon(args, steps):
-    """H = weight decay · Σ lr / (1 - momentum): a weight without a gradient shrinks by e^(-H). None for Adam, whose
-    decay passes through its moments."""
+    """H = weight decay · Σ lr / (1 - momentum): a weight without a gradient shrinks by e^(-H). None for Adam,
+    whose decay passes through its moments."""
     if args.optimizer == "adam":
         return None
     return args.weight_decay * sum(cosine(args.lr, step, steps) for step in range(steps)) / (1 - 0.9)
@@ -861,11 +863,11 @@ def deferred_signals():
 
 
 def training_step(args, encoder, projector, loss, modules=()):
-    """(step, model, opt, generator): step(x) takes uint8 images (B, 3, H, W) through two views, loss(x1, x2), gradients
-    and the optimiser, and returns the loss, which is still on its device.
+    """(step, model, opt, generator): step(x) takes uint8 images (B, 3, H, W) through two views, loss(x1, x2),
+    gradients and the optimiser, and returns the loss, which is still on its device.
 
-    With --compile the loss and the operations of the views are compiled; on CUDA the passes through the networks are
-    replayed as CUDA graphs, and nothing in a step waits for the device.
+    With --compile the loss and the operations of the views are compiled; on CUDA the passes through the
+    networks are replayed as CUDA graphs, and nothing in a step waits for the device.
     """
     cuda = args.device != "cpu"
     layout = memory_format(encoder)
@@ -881,7 +883,8 @@ def training_step(args, encoder, projector, loss, modules=()):
         augment.compile()
         # the matrix exponential of a parametrisation asks the host, which a CUDA graph can't
         graphs = cuda and not any(map(nn.utils.parametrize.is_parametrized, model.modules()))
-        loss = torch.compile(loss, mode="reduce-overhead" if graphs else None, dynamic=False)
+        how = {"mode": "reduce-overhead"} if graphs else {"options": {"layout_optimization": cuda}}
+        loss = torch.compile(loss, dynamic=False, **how)  # on a CPU memory_format has chosen the layout
 
     def step(x):
         views = augment(torch.cat([x, x]), generator).chunk(2)
@@ -897,29 +900,29 @@ def training_step(args, encoder, projector, loss, modules=()):
 
 
 SAVE_EVERY = 30  # seconds: what a kill can cost
+PROGRESS = ("step", "seconds", "metrics", "start")  # attributes of a Training that its checkpoint holds
 
 
 class Training:
     """A run in progress: networks, optimiser, generators, step, and what has been measured so far."""
 
     def __init__(self, args, encoder, projector, loss, modules=()):
-        self.train_step, self.model, self.optimizer, self.views = training_step(
-            args, encoder, projector, loss, modules
-        )
+        made = training_step(args, encoder, projector, loss, modules)
+        self.train_step, self.model, self.optimizer, self.views = made
         self.cuda = args.device != "cpu"
         self.device = torch.device(args.device)
         self.step = 0
         self.seconds = 0.0  # of training: neither evaluating nor saving
         self.since = None  # when the clock was started, if it runs
-        self.last_save = (
-            -math.inf
-        )  # so the first step is saved: a full disk shows at once, not after an epoch
+        # The first step is saved too: a full disk shows at once, not after an epoch.
+        self.last_save = -math.inf
         self.epoch_loss = torch.zeros((), device=self.device)
         self.metrics = []  # the lines of metrics.jsonl
         self.start = None  # statistics before the first step
 
     def train_on(self, images, lr):
-        """One step. On a CPU a loss that is not finite ends it here; on a GPU to look is to wait: once an epoch."""
+        """One step. On a CPU a loss that is not finite ends it here; on a GPU to look is to wait: once an
+        epoch."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         value = self.train_step(images)
@@ -955,11 +958,8 @@ class Training:
             "views": self.views.get_state(),
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.cuda else None,
-            "step": self.step,
-            "seconds": self.seconds,
             "epoch_loss": self.epoch_loss,
-            "metrics": self.metrics,
-            "start": self.start,
+            **{key: getattr(self, key) for key in PROGRESS},
         }
 
     def load_state_dict(self, state):
@@ -970,11 +970,9 @@ class Training:
         torch.set_rng_state(state["rng"])
         if self.cuda:
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
-        self.step = state["step"]
-        self.seconds = state["seconds"]
         self.epoch_loss += state["epoch_loss"].to(self.device)
-        self.metrics = state["metrics"]
-        self.start = state["start"]
+        for key in PROGRESS:
+            setattr(self, key, state[key])
 
     def epoch_line(self, epoch, steps, batch):
         """What metrics.jsonl says of an epoch of so many steps."""
@@ -1013,10 +1011,11 @@ class Training:
 def fit(args, data, encoder, projector, loss, name, probe=None, modules=()):
     """Trains the modules to minimise loss(x1, x2), a scalar of two views, and evaluates them.
 
-    args: those that `prepare` returned. name: the row's. probe: a function of `representations` that gives further
-    results. modules: others to train and to save. Returns what result.json holds. The run's folder gets config.json,
-    metrics.jsonl (a line an epoch), checkpoint.pt, encoder.pt (torchvision's names) and result.json. Interrupted at any
-    moment and continued with --resume, a run ends with the same weights, on a CPU bit for bit.
+    args: those that `prepare` returned. name: the row's. probe: a function of `representations` that gives
+    further results. modules: others to train and to save. Returns what result.json holds. The run's folder
+    gets config.json, metrics.jsonl (a line an epoch), checkpoint.pt, encoder.pt (torchvision's names) and
+    result.json. Interrupted at any moment and continued with --resume, a run ends with the same weights, on a
+    CPU bit for bit.
     """
     run = Training(args, encoder, projector, loss, modules)
     out, config, checkpoint = open_run(args, name)
@@ -1094,7 +1093,7 @@ def fit(args, data, encoder, projector, loss, name, probe=None, modules=()):
     return result
 
 
-# ---------------------------------------------------------------------------------------------------------- evaluation
+# ------------------------------------------------------------------------------------------------- evaluation
 
 LAYERS = ("h", "z", "penultimate", "layer3", "projector_hidden")
 
@@ -1110,9 +1109,9 @@ def _inner_layers(encoder):
 def features(encoder, projector, x, layers=LAYERS):
     """{layer: float32 (N, dim)} of uint8 images x (N, 3, H, W), not augmented; BatchNorm statistics stay.
 
-    penultimate: layer4[-2], the last block but one; layer3: the last stage but one, both pooled; of the MLP penultimate
-    is the second layer. projector_hidden: what the last layer of a projector of several layers sees. Layers that the
-    networks do not have are left out; projector may be None.
+    penultimate: layer4[-2], the last block but one; layer3: the last stage but one, both pooled; of the MLP
+    penultimate is the second layer. projector_hidden: what the last layer of a projector of several layers
+    sees. Layers that the networks do not have are left out; projector may be None.
     """
     modules = nn.ModuleList([encoder, projector or nn.Identity()])
     training = encoder.training
@@ -1141,7 +1140,8 @@ def features(encoder, projector, x, layers=LAYERS):
 
 
 def representations(encoder, data, projector=None):
-    """train_h (N, D), train_y (N,), test_h (M, D), test_y (M,) of the labelled images; of z, given a projector."""
+    """train_h (N, D), train_y (N,), test_h (M, D), test_y (M,) of the labelled images; of z, given a
+    projector."""
     labelled = data.y_train >= 0
     layer = "h" if projector is None else "z"
     train_h, test_h = (
@@ -1159,8 +1159,8 @@ def _check_features(train_h, train_y, test_h, test_y):
 def knn_accuracy(train_h, train_y, test_h, test_y, k=200, temperature=0.1):
     """Percent of test_h (M, D) whose label (M,) the k (all, if fewer) most cosine-similar of train_h predict.
 
-    Neighbours vote with weight exp(similarity / temperature) (InstDisc, lightly); temperature=None: each has one vote,
-    and a tie goes to the class with the nearest neighbour.
+    Neighbours vote with weight exp(similarity / temperature) (InstDisc, lightly); temperature=None: each has
+    one vote, and a tie goes to the class with the nearest neighbour.
     """
     _check_features(train_h, train_y, test_h, test_y)
     train_h, test_h = (F.normalize(h, dim=1) for h in full_precision(train_h, test_h))
@@ -1202,8 +1202,8 @@ def logistic_regression(h, y, classes, l2, start=None, iterations=500):
 def linear_probe(train_h, train_y, test_h, test_y):
     """(top-1, top-5) percent of multinomial logistic regression on frozen features (N, D), (M, D).
 
-    Deterministic, float64, on standardised features; the L2 penalty is that of 1e-1 … 1e-5 that predicts a tenth of the
-    training images best from the others.
+    Deterministic, float64, on standardised features; the L2 penalty is that of 1e-1 … 1e-5 that predicts a
+    tenth of the training images best from the others.
     """
     _check_features(train_h, train_y, test_h, test_y)
     train_y = train_y.long()
@@ -1262,8 +1262,8 @@ def rankme(features):
 
 
 def ranks(spectrum):
-    """Ranks by a covariance's spectrum (D,), descending: how many σ_k are above 1e-2, 1e-3 and 1e-5 of σ₁, and exp of
-    the entropy of their shares. σ_k below 1e-12 σ₁ are rounding errors and left out."""
+    """Ranks by a covariance's spectrum (D,), descending: how many σ_k are above 1e-2, 1e-3 and 1e-5 of σ₁,
+    and exp of the entropy of their shares. σ_k below 1e-12 σ₁ are rounding errors and left out."""
     kept = spectrum[spectrum > 1e-12 * spectrum[0]]
     share = kept / kept.sum()
     counts = {f"rank_{text}": int((kept > float(text) * kept[0]).sum()) for text in ("1e-2", "1e-3", "1e-5")}
@@ -1271,12 +1271,14 @@ def ranks(spectrum):
 
 
 def dead(variance):
-    """Mask of the coordinates with less than 1 % of the mean variance. (The median fails where half of them are.)"""
+    """Mask of the coordinates with less than 1 % of the mean variance. (The median fails where half of them
+    are.)"""
     return variance <= 0.01 * variance.mean()
 
 
 def rank_statistics(h):
-    """What a run follows over time, of test features h (N, D): `ranks`, RankMe, and which coordinates are dead."""
+    """What a run follows over time, of test features h (N, D): `ranks`, RankMe, and which coordinates are
+    dead."""
     return {
         **ranks(covariance_spectrum(h)),
         "rankme": rankme(h),
@@ -1285,8 +1287,8 @@ def rank_statistics(h):
 
 
 def min_max_ratio(z):
-    """Mean over anchors of (max - min) / min of the distances to the others of z (N >= 2, D), L2-normalised: how well
-    near and far are told apart (SparseHead eq. 9)."""
+    """Mean over anchors of (max - min) / min of the distances to the others of z (N >= 2, D), L2-normalised:
+    how well near and far are told apart (SparseHead eq. 9)."""
     z = F.normalize(z.double(), dim=1)
     distance = torch.cdist(z, z, compute_mode="donot_use_mm_for_euclid_dist")
     distance = distance[~torch.eye(len(z), dtype=torch.bool, device=z.device)].view(len(z), -1)
@@ -1296,7 +1298,8 @@ def min_max_ratio(z):
 
 
 def heat_map(c):
-    """A covariance c (D, D) in units of its mean diagonal: its first 32 x 32 block, and the mean |off-diagonal|."""
+    """A covariance c (D, D) in units of its mean diagonal: its first 32 x 32 block, and the mean
+    |off-diagonal|."""
     c = c / c.diagonal().mean().clamp(min=1e-30)
     outside = (c.abs().sum() - c.diagonal().sum()) / max(1, c.numel() - len(c))
     block = [[round(value, 3) for value in row] for row in c[:32, :32].tolist()]
@@ -1304,9 +1307,9 @@ def heat_map(c):
 
 
 def row_norms(encoder, h, penultimate):
-    """Per dimension i of h (N, D), the test images': ‖W^i‖² of the encoder's last layer (LL prop. 1), bare and folded
-    with the BatchNorm behind it, whose γ_i and β_i; var(h_i) and the share of images with h_i > 0, and both of the last
-    block's input, penultimate (N, D), which the residual branch is added to."""
+    """Per dimension i of h (N, D), the test images': ‖W^i‖² of the encoder's last layer (LL prop. 1), bare
+    and folded with the BatchNorm behind it, whose γ_i and β_i; var(h_i) and the share of images with h_i > 0,
+    and both of the last block's input, penultimate (N, D), which the residual branch is added to."""
     layer, norm = encoder_end(encoder)
     bare = layer.weight.detach().flatten(1).square().sum(1)
     found = {"bare": bare, "folded": bare}
@@ -1320,7 +1323,8 @@ def row_norms(encoder, h, penultimate):
 
 
 def weight_spectra(encoder, projector):
-    """{name: singular values} of the weights of the encoder's last block (the MLP's layers) and the projector."""
+    """{name: singular values} of the weights of the encoder's last block (the MLP's layers) and the
+    projector."""
     whole = isinstance(encoder, MLP)
     block = encoder if whole else encoder.layer4[-1]
     prefix = "" if whole else f"layer4.{len(encoder.layer4) - 1}."
@@ -1339,8 +1343,8 @@ def weight_spectra(encoder, projector):
 def layer_statistics(encoder, projector, x):
     """What figures and claims need of test images x, by layer (None where there is none).
 
-    spectra and bare_spectra: of the covariance, normalised and not. min_max_ratio: of 2,000 images. Beside these
-    `row_norms`, `weight_spectra` and a `heat_map` of every normalised covariance.
+    spectra and bare_spectra: of the covariance, normalised and not. min_max_ratio: of 2,000 images. Beside
+    these `row_norms`, `weight_spectra` and a `heat_map` of every normalised covariance.
     """
     found = features(encoder, projector, x)
     covariances = {layer: covariance(values) for layer, values in found.items()}
@@ -1360,8 +1364,8 @@ def layer_statistics(encoder, projector, x):
 
 
 def start_statistics(encoder, projector, data):
-    """`layer_statistics` and kNN-200 before the first step, on copies whose BatchNorms have the statistics of up to 2,048
-    training images: those that they start with, 0 and 1, are no one's."""
+    """`layer_statistics` and kNN-200 before the first step, on copies whose BatchNorms have the statistics of
+    up to 2,048 training images: those that they start with, 0 and 1, are no one's."""
     modules = copy.deepcopy(nn.ModuleList([encoder, projector]))
     for module in modules.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -1376,7 +1380,8 @@ def start_statistics(encoder, projector, data):
 
 
 def evaluate(encoder, projector, data, frozen=None):
-    """kNN-200 of h and z, kNN-5, linear probe (percent) and `layer_statistics`; frozen: `representations`, if known."""
+    """kNN-200 of h and z, kNN-5, linear probe (percent) and `layer_statistics`; frozen: `representations`, if
+    known."""
     frozen = frozen or representations(encoder, data)
     top1, top5 = linear_probe(*frozen)
     return {
@@ -1389,7 +1394,7 @@ def evaluate(encoder, projector, data, frozen=None):
     }
 
 
-# ------------------------------------------------------------------------------------------------------------- results
+# ---------------------------------------------------------------------------------------------------- results
 
 
 @contextlib.contextmanager
@@ -1432,8 +1437,8 @@ NOT_OF_A_RUN = ("out", "resume", "overwrite", "data_dir")  # arguments that do n
 
 
 def open_run(args, name):
-    """(folder, configuration, checkpoint or None) of a run, new or to be continued. UserError for a folder that is not
-    a run's, or whose script, row or arguments differ; --overwrite takes it all the same."""
+    """(folder, configuration, checkpoint or None) of a run, new or to be continued. UserError for a folder
+    that is not a run's, or whose script, row or arguments differ; --overwrite takes it all the same."""
     out = args.out or Path("runs") / f"{Path(args.dataset).stem}-{name}-seed{args.seed}"
     config = _configuration(args, name)
     there, temporary = _claim(out)
@@ -1487,10 +1492,10 @@ def _require_same_run(out, there, config, resume):
     )
     if other or not resume:
         what = f"another run, {other}" if other else "this run already"
-        raise UserError(
-            f"{out} holds {what}: continue it with --resume and its arguments, choose another --out, or replace it "
-            "with --overwrite"
+        choices = (
+            "continue it with --resume and its arguments, choose another --out, or --overwrite replaces it"
         )
+        raise UserError(f"{out} holds {what}: {choices}")
 
 
 def _start_anew(out, config):
@@ -1545,8 +1550,8 @@ def _is_out_of_memory(error):
 
 
 def run(main):
-    """Calls a script's main(): bad input is one line and exit code 2, no memory left exit code 1; SIGINT, SIGTERM are
-    130, 143."""
+    """Calls a script's main(): bad input is one line and exit code 2, no memory left exit code 1; SIGINT,
+    SIGTERM are 130, 143."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda n, _: sys.exit(128 + n))
     for stream in (sys.stdout, sys.stderr):
@@ -1560,7 +1565,6 @@ def run(main):
     except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
             raise
-        sys.stderr.write(
-            f"{script}: error: out of memory ({brief(error)}): a smaller --batch-size or --width needs less\n"
-        )
+        advice = "a smaller --batch-size or --width needs less"
+        sys.stderr.write(f"{script}: error: out of memory ({brief(error)}): {advice}\n")
         sys.exit(1)

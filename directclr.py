@@ -1,7 +1,7 @@
 """DirectCLR: SimCLR without projector, whose loss sees a part of the representation only.
 
-Reproduces LL table 2 (rows of DirectCLR), DirectCLR table 1, appendix F (random dimensions; the probe on the subvector
-alone) and figure 12 (d0). DirectCLR's own recipe has --cross-view --temperature 0.1.
+Reproduces LL table 2 (rows of DirectCLR), DirectCLR table 1, appendix F (random dimensions; the probe on the
+subvector alone) and figure 12 (d0). DirectCLR's own recipe has --cross-view --temperature 0.1.
 
     python directclr.py                                     LL table 2, DirectCLR, kNN-200 85.2 in the paper
     python directclr.py --reg lastlayer                     ‖WWᵀ - I‖² on the last convolution besides

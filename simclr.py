@@ -1,7 +1,7 @@
 """SimCLR with and without its projector, with a penalty on the weights in the projector's place.
 
-Reproduces LL tables 1 and 2 (rows of SimCLR), DirectCLR tables 1 and 2 and appendix F (kinds of projector), and
-SparseHead table 1 (SimCLR). Without arguments it is LL's baseline on CIFAR-10, kNN-200 86.1 in the paper.
+Reproduces LL tables 1 and 2 (rows of SimCLR), DirectCLR tables 1 and 2 and appendix F (kinds of projector),
+and SparseHead table 1 (SimCLR). Without arguments it is LL's baseline on CIFAR-10, kNN-200 86.1 in the paper.
 
     python simclr.py                                            LL table 2, SimCLR
     python simclr.py --no-projector                             without projector
@@ -48,9 +48,9 @@ class ConstantSubvector(nn.Module):
 def matrix_projector(kind, dim, rank=None):
     """DirectCLR's projectors from h (B, dim) to z (B, dim), a module. UserError unless 0 < rank <= dim.
 
-    orthogonal: trained, all singular values 1 (app. F). diagonal: h ⊙ w, trained from w = 1 (table 2). lowrank: fixed,
-    `rank` singular values 1, the rest 0 (app. F). lowrank-diagonal: h with all but its first `rank` dimensions zeroed
-    (table 2). rank: 360/2048 of dim unless given.
+    orthogonal: trained, all singular values 1 (app. F). diagonal: h ⊙ w, trained from w = 1 (table 2).
+    lowrank: fixed, `rank` singular values 1, the rest 0 (app. F). lowrank-diagonal: h with all but its first
+    `rank` dimensions zeroed (table 2). rank: 360/2048 of dim unless given.
     """
     rank = round(dim * 360 / 2048) if rank is None else rank
     if not 0 < rank <= dim:
