@@ -343,13 +343,14 @@ class Augment:
                 raise UserError(
                     f"{name} (--{name.replace('_', '-')}) {getattr(self, name)} is no probability"
                 )
-        self.crop = resized_crop
         self.colour = [adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue]
 
     def compile(self):
-        """Compiles the costly operations one by one, so that no order of theirs compiles anything anew."""
-        operations = (self.parameters, self.crop, *self.colour)
-        self.parameters, self.crop, *self.colour = (torch.compile(each, dynamic=False) for each in operations)
+        """Compiles each operation of the jitter, and what comes before and after it, so that no order of them
+        compiles anything anew."""
+        for name in ("parameters", "crop", "finish"):
+            setattr(self, name, torch.compile(getattr(self, name), dynamic=False))
+        self.colour = [torch.compile(operation, dynamic=False) for operation in self.colour]
 
     def __call__(self, x, generator=None):
         if x.dtype != torch.uint8 or x.ndim != 4 or x.shape[1] != 3 or 0 in x.shape:
@@ -364,8 +365,7 @@ class Augment:
         return {**self.parameters(uniform, height, width), "order": order}
 
     def parameters(self, uniform, height, width):
-        """The parameters of views, but for the jitter's order, from numbers (UNIFORMS, n) uniform in [0,
-        1)."""
+        """The parameters of views, but for the jitter's order, from numbers (32, n) uniform in [0, 1)."""
         attempts, ratios, share, choices, strengths = uniform.split((10, 10, 2, 5, 5))
 
         def between(values, low, high):
@@ -402,12 +402,20 @@ class Augment:
 
     def apply(self, x, box, flip, factors, order, grey, sigma, solarized):
         """The views of uint8 x that these parameters describe."""
-        x = self.crop(x, *box, self.size, flip).div_(255)
+        x = self.crop(x, box, flip)
         for i in order:
             if self.jitter[i] and self.jitter_p:
                 x = self.colour[i](x, factors[i])
+        return self.finish(x, grey, sigma, solarized)
+
+    def crop(self, x, box, flip):
+        """What comes before the jitter."""
+        return resized_crop(x, *box, self.size, flip).div_(255)
+
+    def finish(self, x, grey, sigma, solarized):
+        """What comes after it."""
         if self.grey_p:
-            x = self.colour[2](x, 1 - grey.float())
+            x = adjust_saturation(x, 1 - grey.float())
         if self.blur_p:
             x = gaussian_blur(x, sigma, max(3, int(0.1 * self.size) // 2 * 2 + 1))
         if self.solarize_p:
@@ -851,12 +859,11 @@ def epoch_order(seed, epoch, n, device):
 
 
 @contextlib.contextmanager
-def deferred_signals():
-    """A list that SIGINT and SIGTERM add their numbers to, instead of interrupting a step half-way."""
-    received = []
-    before = {n: signal.signal(n, lambda n, _: received.append(n)) for n in (signal.SIGINT, signal.SIGTERM)}
+def on_signals(action):
+    """Meanwhile SIGINT and SIGTERM call action(number, frame), or what signal.signal takes."""
+    before = {number: signal.signal(number, action) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield received
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -879,18 +886,21 @@ def training_step(args, encoder, projector, loss, modules=()):
     model = nn.ModuleDict({"encoder": encoder, "projector": projector, "others": nn.ModuleList(modules)})
     model = model.to(args.device, memory_format=layout)
     opt = optimizer(args, [p for p in model.parameters() if p.requires_grad])
+
+    def loss_of(views):
+        return loss(*(view.contiguous(memory_format=layout) for view in views.chunk(2)))
+
     if args.compile:
         augment.compile()
         # the matrix exponential of a parametrisation asks the host, which a CUDA graph can't
         graphs = cuda and not any(map(nn.utils.parametrize.is_parametrized, model.modules()))
         how = {"mode": "reduce-overhead"} if graphs else {"options": {"layout_optimization": cuda}}
-        loss = torch.compile(loss, dynamic=False, **how)  # on a CPU memory_format has chosen the layout
+        loss_of = torch.compile(loss_of, dynamic=False, **how)  # on a CPU memory_format chose the layout
 
     def step(x):
-        views = augment(torch.cat([x, x]), generator).chunk(2)
-        x1, x2 = (view.contiguous(memory_format=layout) for view in views)
+        views = augment(torch.cat([x, x]), generator)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=args.precision == "bf16"):
-            value = loss(x1, x2)
+            value = loss_of(views)
         value.backward()
         opt.step()
         opt.zero_grad()
@@ -910,6 +920,7 @@ class Training:
         made = training_step(args, encoder, projector, loss, modules)
         self.train_step, self.model, self.optimizer, self.views = made
         self.cuda = args.device != "cpu"
+        self.compiling = args.compile  # until the first step is done
         self.device = torch.device(args.device)
         self.step = 0
         self.seconds = 0.0  # of training: neither evaluating nor saving
@@ -925,7 +936,10 @@ class Training:
         epoch."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        value = self.train_step(images)
+        # The step that compiles takes a minute and has nothing to lose: a signal ends the process at once.
+        with on_signals(signal.SIG_DFL) if self.compiling else contextlib.nullcontext():
+            value = self.train_step(images)
+        self.compiling = False
         if not self.cuda:
             self.require_finite(value)
         self.epoch_loss += value
@@ -1036,14 +1050,14 @@ def fit(args, data, encoder, projector, loss, name, probe=None, modules=()):
     per_epoch = n // batch  # without an incomplete batch
     steps = args.epochs * per_epoch
     horizon = decay_horizon(args, steps)
-    print(
-        f"{steps} steps, D = {encoder.dim}, decay horizon H = {'–' if horizon is None else f'{horizon:.3g}'}"
-    )
+    text = "none, for Adam" if horizon is None else f"{horizon:.3g}"
+    print(f"{steps} steps, D = {encoder.dim}, decay horizon H = {text}")
     run.start = run.start or start_statistics(encoder, projector, data)
     frozen = None
     run.model.train()
     bar = tqdm(total=steps, initial=run.step, unit="img", unit_scale=batch, disable=None)
-    with deferred_signals() as signals, bar:
+    signals = []  # that came in the midst of a step
+    with on_signals(lambda number, _: signals.append(number)), bar:
         for epoch in range(run.step // per_epoch, args.epochs):
             order = epoch_order(args.seed, epoch, n, run.device)
             run.start_clock()
@@ -1119,9 +1133,10 @@ def features(encoder, projector, x, layers=LAYERS):
     inner = {}
 
     def keep(layer):
-        return lambda _, __, output: inner.update(
-            {layer: output.flatten(2).mean(2) if output.ndim == 4 else output}
-        )
+        def hook(module, inputs, output):
+            inner[layer] = output.flatten(2).mean(2) if output.ndim == 4 else output
+
+        return hook
 
     hooks = [module.register_forward_hook(keep(layer)) for layer, module in _inner_layers(encoder).items()]
     parts = []
@@ -1243,7 +1258,7 @@ def eigenvalues(matrix):
     """|Eigenvalues| (D,), descending, of a symmetric matrix; on the CPU if the device's solver fails."""
     try:
         values = torch.linalg.eigvalsh(matrix)
-    except torch.linalg.LinAlgError:
+    except RuntimeError:  # LinAlgError, or no memory for the solver
         values = torch.linalg.eigvalsh(matrix.cpu()).to(matrix.device)
     return values.abs().sort(descending=True).values
 
@@ -1257,17 +1272,20 @@ def rankme(features):
     """RankMe: exp of the entropy of the singular values' shares; features (N, D), not centred nor scaled."""
     features = features.double()
     s = eigenvalues(_smaller_gram(features)).sqrt()
-    p = s / s.sum() + 1e-7
+    p = s / s.sum().clamp(min=1e-30) + 1e-7
     return torch.exp(-(p * p.log()).sum()).item()
 
 
 def ranks(spectrum):
     """Ranks by a covariance's spectrum (D,), descending: how many σ_k are above 1e-2, 1e-3 and 1e-5 of σ₁,
     and exp of the entropy of their shares. σ_k below 1e-12 σ₁ are rounding errors and left out."""
-    kept = spectrum[spectrum > 1e-12 * spectrum[0]]
+    kept = spectrum[spectrum > 1e-12 * spectrum[0]]  # of a spectrum of zeros none
     share = kept / kept.sum()
-    counts = {f"rank_{text}": int((kept > float(text) * kept[0]).sum()) for text in ("1e-2", "1e-3", "1e-5")}
-    return {**counts, "entropy_rank": torch.exp(-(share * share.log()).sum()).item()}
+    counts = {
+        f"rank_{text}": int((kept > float(text) * spectrum[0]).sum()) for text in ("1e-2", "1e-3", "1e-5")
+    }
+    entropy = -(share * share.log()).sum()
+    return {**counts, "entropy_rank": entropy.exp().item() if len(kept) else 0.0}
 
 
 def dead(variance):
@@ -1374,8 +1392,8 @@ def start_statistics(encoder, projector, data):
         for block in data.x_train[:2048].split(256):
             modules[1](modules[0](normalize(block).contiguous(memory_format=memory_format(encoder))))
     found = layer_statistics(*modules, data.x_test)
-    for large in ("covariance", "row_norms"):
-        del found[large]
+    del found["covariance"]  # heat maps are large, and norms of random weights say nothing
+    found["row_norms"] = {"variance": found["row_norms"]["variance"]}
     return {"knn200": knn_accuracy(*representations(modules[0], data)), **found}
 
 
@@ -1546,7 +1564,8 @@ def brief(error):
 
 
 def _is_out_of_memory(error):
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    signs = ("out of memory", "can't allocate memory", "ALLOC_FAILED")  # the GPU's, the CPU's, cuBLAS's
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
 
 
 def run(main):
@@ -1566,5 +1585,6 @@ def run(main):
         if not _is_out_of_memory(error):
             raise
         advice = "a smaller --batch-size or --width needs less"
-        sys.stderr.write(f"{script}: error: out of memory ({brief(error)}): {advice}\n")
+        what = brief(error).split(" GPU ")[0]  # PyTorch adds five lines of advice
+        sys.stderr.write(f"{script}: error: out of memory ({what}): {advice}\n")
         sys.exit(1)

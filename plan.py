@@ -1,107 +1,169 @@
 """The run plan behind the Makefile's tables: which runs are done, how long others take, what a budget fits.
 
-    make plan                     the rows of the tables, done or not, minutes left
-    make table2 BUDGET=9m         starts only what will finish within 9 minutes, and says what is next
+    make plan                               the runs of the tables, done or not, minutes left
+    make table2 SCALE=short JOBS=2          trains two rows at a time
+    make table2 BUDGET=9m                   starts only what will end within 9 minutes, and says what is next
 
-    python plan.py list results/short/cifar10/simclr/seed0.json …
-    python plan.py run results/short/cifar10/simclr/seed0.json -- python simclr.py --epochs 50 …
+    python plan.py list table1 table2 --scale short --seeds "0 1" --datasets "cifar10 cifar100"
+    python plan.py run table2 --scale mini --seeds 7 --datasets cifar10 --data data --jobs 2 --budget 9m
 
-`run` trains in runs/<scale>/<dataset>/<row>/seed<k>, with a log beside it, and copies the result.json to the
-name given. DEADLINE in the environment (seconds since 1970) is a budget's end: a run starts only if it will
-end before, by the pace of earlier runs of its scale and recipe; without any it starts, and is stopped
-(SIGTERM) at the end, to be continued.
+All rows of the first seed run first. A run trains in runs/<scale>/<dataset>/<row>/seed<k>, with a log beside
+it, and its result.json is copied to results/<scale>/<dataset>/<row>/seed<k>.json. A result that is of its row
+(rows.mismatch) is skipped; one of an older recipe is trained again.
+
+By the pace of earlier runs, a run starts only if it will end within the budget. One without a pace starts and
+is stopped (SIGTERM) at the end, to be continued by the next call. Ctrl-C stops all runs; they save.
 """
+
+import signal
+
+if __name__ == "__main__":  # Ctrl-C during imports ends the process there, without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import contextlib
+import fcntl
 import json
 import os
 import re
 import shutil
-import signal
-import statistics
 import subprocess
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
+from typing import NamedTuple
 
-START = 15  # seconds before the first epoch of a run, which nothing records
-
-
-def folder_of(result):
-    """runs/a/b of results/a/b.json, the folder in which that result is made."""
-    return Path("runs", name_of(result))
+import rows
 
 
-def a_result(text):
-    """The path of a result, as an argument."""
-    path = Path(text)
-    if not re.fullmatch(r"[^/]+(/[^/]+){3}/seed\d+\.json", text):
-        raise argparse.ArgumentTypeError(f"{text} is not results/<scale>/<dataset>/<row>/seed<k>.json")
-    return path
+class Run(NamedTuple):
+    """A run of the plan: trained in `folder`, its result kept as `result`."""
+
+    scale: str
+    dataset: str
+    row: str
+    seed: int
+
+    def __str__(self):
+        return f"{self.scale}/{self.dataset}/{self.row}/seed{self.seed}"
+
+    folder = property(lambda self: Path("runs", str(self)))
+    result = property(lambda self: Path("results", f"{self}.json"))
 
 
-def name_of(result):
-    """a/b of results/a/b.json."""
-    return "/".join(result.with_suffix("").parts[1:])
+def runs_of(tables, scale, seeds, datasets):
+    """The runs of tables in the order of training: by seed, data set, row. Rows of the same run have one."""
+    wanted = {row.name for table in tables for row in rows.of(table)}
+    names = dict.fromkeys(rows.run_of(row.name) for row in rows.ROWS if row.name in wanted)
+    return [Run(scale, dataset, name, seed) for seed in seeds for dataset in datasets for name in names]
+
+
+# ------------------------------------------------------------------------------------------- what is there
 
 
 def read(file):
     """The dict that a JSON file holds, an empty one where it is absent or damaged."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         content = json.loads(file.read_text())
         return content if isinstance(content, dict) else {}
     return {}
 
 
-def epochs_done(folder):
-    """Seconds of training after each epoch, from metrics.jsonl, as far as it is whole."""
-    done = []
+def fault(run, config):
+    """Why a configuration is not that of a run, as text; "" if it is."""
+    return rows.mismatch(config, run.row, run.scale, run.dataset)
+
+
+def state(run):
+    """Of a run's result: None if there is none, "" if it is the run's, else what is wrong with it."""
+    if not run.result.exists():
+        return None
+    content = read(run.result)
+    why = fault(run, content.get("config"))
+    return why and f"{run.result} is {f'of an older recipe ({why})' if content else 'damaged'}"
+
+
+def outdated(run):
+    """Why what the run's folder holds can't be continued as the run, as text; "" if it can."""
+    config = read(run.folder / "config.json")
+    return fault(run, config) if config else ""
+
+
+def epochs_done(run):
+    """Epochs in the run's folder that it can go on from."""
+    return 0 if outdated(run) else len(epoch_ends(run.folder))
+
+
+def in_use(folder):
+    """Whether a process holds the folder's lock: a run goes on for a while when its plan is killed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+# --------------------------------------------------------------------------------------- how long runs take
+
+START = 15  # seconds before the first epoch of a run, which nothing records
+ALIKE = ("arch", "width", "stem", "image_size", "batch_size", "train_size")  # in runs of one pace
+
+
+def epoch_ends(folder):
+    """Seconds of training at the end of each epoch, from metrics.jsonl, as far as it is whole."""
+    ends = []
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         for line in (folder / "metrics.jsonl").read_text().splitlines():
-            done.append(float(json.loads(line)["seconds"]))
-    return done
+            ends.append(float(json.loads(line)["seconds"]))
+    return ends
 
 
-def group(result):
-    """(scale, recipe) of a result: what says how long its run takes."""
-    return result.parts[1], re.match("(sh-resnet50|sh-|)", result.parts[3])[0]
+def kind(script, arguments):
+    """What runs of one pace share, beside the device."""
+    return script, *(arguments[key] for key in ALIKE)
 
 
-def pace(scale, recipe=""):
-    """(seconds of an epoch, of all the rest of a run, epochs) of runs in runs/ of a scale and recipe, on the
-    device of the latest, or None. The first epoch, which compiles, counts to the rest."""
-    runs = []
-    for config in Path("runs", scale).glob("*/*/seed*/config.json"):
-        if group(config.parent) != (scale, recipe):
-            continue
-        folder, content = config.parent, read(config)
-        epoch = [b - a for a, b in pairwise([0.0, *epochs_done(folder)])]
-        with contextlib.suppress(KeyError, TypeError):  # a damaged configuration tells nothing
-            epochs, device = int(content["arguments"]["epochs"]), content["device"]
-            if epoch:
-                steady, metrics = statistics.median(epoch[1:] or epoch), folder / "metrics.jsonl"
-                rest, finished = max(0, epoch[0] - steady) + START, folder / "result.json"
-                if finished.exists():  # not since the start: a run may have waited for long to be continued
-                    rest += max(0, finished.stat().st_mtime - metrics.stat().st_mtime)
-                runs.append((config.stat().st_mtime, device, steady, rest, finished.exists(), epochs))
-    if not runs:
-        return None
-    runs.sort(key=lambda run: run[0])
-    same = [run for run in runs if run[1] == runs[-1][1]]
-    rest = [run[3] for run in same if run[4]] or [run[3] for run in same]
-    return statistics.median(run[2] for run in same), statistics.median(rest), same[-1][5]
+def paces():
+    """{kind: (seconds of an epoch, of the rest of a run)}: medians of the runs on the device of the latest.
+
+    The first epoch, which compiles, counts to the rest.
+    """
+    timed = {}
+    for file in sorted(Path("runs").glob("*/*/*/seed*/config.json"), key=os.path.getmtime):
+        epochs = [end - start for start, end in pairwise([0.0, *epoch_ends(file.parent)])]
+        with contextlib.suppress(KeyError, TypeError, ValueError):  # no epoch or a damaged file: no pace
+            steady = median(epochs[1:] or epochs)
+            rest = START + max(0, epochs[0] - steady)
+            result = file.with_name("result.json")
+            if result.exists():  # since the last epoch, not the start: a run may have waited to be continued
+                rest += max(0, os.path.getmtime(result) - os.path.getmtime(file.with_name("metrics.jsonl")))
+            config = read(file)
+            alike = timed.setdefault(kind(config["script"], config["arguments"]), [])
+            alike.append((config["device"], result.exists(), steady, rest))
+    found = {}
+    for key, alike in timed.items():
+        same = [one for one in alike if one[0] == alike[-1][0]]
+        finished = [one for one in same if one[1]]
+        found[key] = (median(one[2] for one in same), median(one[3] for one in finished or same))
+    return found
 
 
-def seconds_left(result, known):
-    """What the run of this result still needs by the pace known, 0 where it is done, None without a pace."""
-    if read(result):
+def seconds_left(run, known):
+    """Estimated seconds left: 0 if done, None if nothing comparable was timed. known: the paces."""
+    if state(run) == "":
         return 0
-    if known is None:
+    if not known:
         return None
-    epoch, rest, epochs = known
-    return epoch * max(0, epochs - len(epochs_done(folder_of(result)))) + rest
+    arguments = rows.arguments(run.row, run.scale, run.dataset)
+    pace = known.get(kind(rows.command(run.row, run.scale, run.dataset)[0], arguments))
+    return pace and pace[0] * max(0, arguments["epochs"] - epochs_done(run)) + pace[1]
 
 
 def minutes(seconds):
@@ -109,91 +171,173 @@ def minutes(seconds):
     return "?" if seconds is None else f"{seconds / 60:.1f}"
 
 
-def show(results, brief):
-    """Prints the plan, or (brief) the line that ends a make: what is done, what is next."""
-    known = {kind: pace(*kind) for kind in set(map(group, results))}
-    left = {result: seconds_left(result, known[group(result)]) for result in results}
-    waiting = [result for result in results if not read(result)]
-    damaged = [result for result in waiting if result.exists()]
-    unknown = None if None in left.values() else sum(left.values())
-    if not brief:
-        for result in results:
-            epochs = len(epochs_done(folder_of(result)))
-            state = "done" if read(result) else f"epoch {epochs}" if epochs else "-"
-            print(f"{name_of(result):48} {state:>10} {minutes(left[result]):>8} min")
-    line = f"{len(results) - len(waiting)} of {len(results)} runs done"
+def show(runs, brief=False):
+    """Prints the plan, or (brief) only its end: what is wrong, how many runs are done, what is next."""
+    known = paces()
+    left = {run: seconds_left(run, known) for run in runs}
+    waiting = [run for run in runs if left[run] != 0]
+    for run in () if brief else runs:
+        there = f"epoch {epochs_done(run)}" if epochs_done(run) else "-"
+        print(f"{run!s:48} {there if run in waiting else 'done':>10} {minutes(left[run]):>8} min")
+    for why in filter(None, map(state, waiting)):
+        print(f"{why}: to be trained again")
+    line = f"{len(runs) - len(waiting)} of {len(runs)} runs done"
     if waiting:
-        needs = f"which needs {minutes(left[waiting[0]])} min; all need {minutes(unknown)} min"
-        line += f"; next {name_of(waiting[0])}, {needs}"
-    print(line + ("" if unknown is not None or not waiting else " (some not timed yet)"))
-    if damaged:
-        sys.exit(f"plan.py: error: not a result, delete it: {' '.join(map(str, damaged))}")
+        total = None if None in left.values() else sum(left.values())
+        line += (
+            f"; next {waiting[0]}, which needs {minutes(left[waiting[0]])} min; all need {minutes(total)} min"
+        )
+        line += "" if total else " (some not timed yet)"
+    print(line, flush=True)
 
 
-def copy_lines(stream, log):
-    """Lines of a stream of bytes to standard output, as they come, and to the end of a file."""
-    with open(log, "ab") as file:
-        for line in stream:
-            file.write(line)
-            file.flush()
-            print(line.decode(errors="replace"), end="", flush=True)
+# ------------------------------------------------------------------------------------------------- training
 
 
-def train(result, command):
-    """Runs the command unless the budget says no, and puts its result where it belongs; the exit code."""
-    deadline = float(os.environ.get("DEADLINE") or "inf")
-    needed = seconds_left(result, pace(*group(result))) or 0
-    if time.time() + needed > deadline or time.time() + 5 > deadline:
-        return 0  # the line at the end says what is next
-    print(f"{name_of(result)}: {' '.join(command)}", flush=True)
-    log = folder_of(result).with_suffix(".log")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                               env={**os.environ, "PYTHONUNBUFFERED": "1"})
-    copying = threading.Thread(target=copy_lines, args=(process.stdout, log), daemon=True)
-    copying.start()
-    for number in (signal.SIGINT, signal.SIGTERM):  # the run gets them too, saves, and says how it ended
-        signal.signal(number, lambda n, _: process.send_signal(n) if n == signal.SIGTERM else None)
-    try:
-        code = process.wait(None if deadline == float("inf") else max(0.1, deadline - 3 - time.time()))
-    except subprocess.TimeoutExpired:
-        process.terminate()
-        process.wait()
-        return 0
-    finally:
-        copying.join(10)  # longer only if the run left processes behind
-    if code:
-        print(f"plan.py: {name_of(result)} ended with exit code {code}, log {log}: {' '.join(command)}",
-              file=sys.stderr)
-        return code if code > 0 else 128 - code
-    if not (folder_of(result) / "result.json").exists():
-        print(f"plan.py: {name_of(result)}: no result.json came of {' '.join(command)}", file=sys.stderr)
-        return 1
-    result.parent.mkdir(parents=True, exist_ok=True)
-    temporary = result.with_suffix(f".{os.getpid()}.tmp")
-    shutil.copyfile(folder_of(result) / "result.json", temporary)
-    os.replace(temporary, result)
-    return 0
+class Trainer:
+    """Trains runs, `jobs` at a time, until the deadline (seconds since 1970) or a signal."""
+
+    def __init__(self, data, jobs=1, deadline=float("inf")):
+        self.data = data
+        self.jobs = jobs
+        self.deadline = deadline
+        self.environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        if jobs > 1:
+            self.environment.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // jobs)))
+        self.processes = []
+        self.ended = False  # nothing starts any more
+        self.signal = 0
+
+    def end(self, number=0, _=None):
+        """Ends the runs, which save, and starts no other. A signal's handler, and what the deadline does."""
+        self.ended = True
+        self.signal = number or self.signal
+        for process in self.processes:
+            process.terminate()
+
+    def train_all(self, runs):
+        """The exit code of all: that of the first run that failed, or of the signal."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.end)
+        with ThreadPoolExecutor(self.jobs) as pool:
+            each = [pool.submit(self.train, run) for run in runs]
+            limited = self.deadline < float("inf")
+            wait(each, max(0.1, self.deadline - 3 - time.time()) if limited else None)
+            self.end()
+        codes = [128 + self.signal] if self.signal else [one.result() for one in each]
+        return next(filter(None, codes), 0)
+
+    def train(self, run):
+        """Trains a run, unless it is done or the budget says no, and keeps its result. Its exit code."""
+        needed = seconds_left(run, paces())
+        if needed == 0 or time.time() + max(5, needed or 0) > self.deadline:
+            return 0  # the line at the end says what is next
+        if in_use(run.folder) and not self.ended:
+            print(f"{run} is in use by another process: waiting", flush=True)
+        while in_use(run.folder) and not self.ended:
+            time.sleep(1)
+        if self.ended:
+            return 0
+        old = outdated(run)
+        if state(run) or old:
+            print(f"{state(run) or f'{run.folder} is of an older recipe ({old})'}: trained again", flush=True)
+        command = [sys.executable, *rows.command(run.row, run.scale, run.dataset, self.data)]
+        command += ["--seed", str(run.seed), "--out", str(run.folder)]
+        command += ["--overwrite" if old else "--resume"]
+        line = " ".join(command)
+        print(f"{run}: {line}", flush=True)
+        log = run.folder.with_suffix(".log")
+        code = self.execute(command, log, f"{run}: " if self.jobs > 1 else "")
+        if code == 0 and (run.folder / "result.json").exists():
+            keep(run)
+            return 0
+        if code in (130, 143) and self.ended:
+            print(f"{run} stopped with exit code {code}", flush=True)
+            return 0
+        print(f"plan.py: {run} ended with exit code {code}, log {log}: {line}", file=sys.stderr)
+        self.ended |= code == 2  # bad input: it would be the next run's too
+        return code or 1
+
+    def execute(self, command, log, prefix):
+        """Runs a command; shows its lines with a prefix, adds them to a log. Its exit code, as a shell's."""
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        process = subprocess.Popen(command, env=self.environment, **pipes)
+        self.processes.append(process)
+        if self.ended:  # since it was last asked
+            process.terminate()
+        with open(log, "ab", buffering=0) as file:
+            for line in process.stdout:
+                file.write(line)
+                with contextlib.suppress(OSError):  # nobody reads it
+                    print(prefix + line.decode(errors="replace"), end="", flush=True)
+        code = process.wait()
+        return code if code >= 0 else 128 - code
+
+
+def keep(run):
+    """Copies a run's result.json to where it belongs."""
+    run.result.parent.mkdir(parents=True, exist_ok=True)
+    temporary = run.result.with_suffix(f".{os.getpid()}.tmp")
+    shutil.copyfile(run.folder / "result.json", temporary)
+    os.replace(temporary, run.result)
+
+
+# ---------------------------------------------------------------------------------------------- command line
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with errors of one line."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+
+def duration(text):
+    """An argparse type: seconds of 90s, 9m, 2h or 90."""
+    found = re.fullmatch(r"(\d{1,6})([smh]?)", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text} is no duration, such as 90s, 9m or 2h")
+    return int(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+def seeds(text):
+    """An argparse type: whole numbers."""
+    if not re.fullmatch(r"( *\b(0|[1-9]\d{0,8}))+ *", text):
+        raise argparse.ArgumentTypeError(f"{text!r} must be whole numbers, such as 0 1 2")
+    return list(dict.fromkeys(map(int, text.split())))
+
+
+def datasets(text):
+    """An argparse type: names of data sets."""
+    known = [name for name, dataset in rows.DATASETS.items() if dataset.pixels]
+    if not text.split() or set(text.split()) - set(known):
+        raise argparse.ArgumentTypeError(f"{text!r} must be of {' '.join(known)}")
+    return list(dict.fromkeys(text.split()))
 
 
 def main():
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    actions = parser.add_subparsers(dest="action", required=True)
-    listing, running = actions.add_parser("list"), actions.add_parser("run")
-    listing.add_argument("--brief", action="store_true", help="only the last line")
-    listing.add_argument("results", nargs="+", type=a_result)
-    running.add_argument("result", type=a_result)
-    running.add_argument("command", nargs=argparse.REMAINDER, help="-- and what makes the result")
+    parser = Parser(description=__doc__, allow_abbrev=False, formatter_class=raw)
+    add = parser.add_argument
+    add("action", choices=("list", "run"))
+    add("tables", nargs="+", choices=rows.TABLES, metavar="table", help=", ".join(rows.TABLES))
+    add("--scale", choices=rows.SCALES, default="paper", help="size and length of runs (paper)")
+    add("--seeds", type=seeds, default="0 1 2", help="(0 1 2)")
+    add("--datasets", type=datasets, default="cifar10 cifar100", help="(cifar10 cifar100)")
+    add("--data", default="data", help="the folder of the data sets (data)")
+    add("--jobs", type=int, choices=range(1, 9), default=1, metavar="N", help="runs at a time (1)")
+    add("--budget", type=duration, default=float("inf"), help="ends after 90s, 9m or 2h (never)")
+    add("--since", type=float, default=time.time(), help="when the budget began, as date +%%s says (now)")
     args = parser.parse_args()
-    if args.action == "list":
-        with contextlib.suppress(BrokenPipeError):  # make plan | head
-            show(list(dict.fromkeys(args.results)), args.brief)
-    else:
-        command = [word for word in args.command if word != "--"]
-        if not command or not shutil.which(command[0]):
-            running.error(f"{args.result} needs a command that makes it, after --")
-        sys.exit(train(args.result, command))
+    runs = runs_of(args.tables, args.scale, args.seeds, args.datasets)
+    code = 0
+    if args.action == "run":
+        code = Trainer(args.data, args.jobs, args.since + args.budget).train_all(runs)
+    try:
+        show(runs, brief=args.action == "run")
+    except BrokenPipeError:  # make plan | head
+        os._exit(0)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

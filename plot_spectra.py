@@ -6,57 +6,170 @@
     python plot_spectra.py encoder.pth --dataset cifar10 -o figures/a.png  a checkpoint from elsewhere
 
 A run is its folder or its result.json; unfinished runs are left out. Any other file is a checkpoint: the
-state dict of a torchvision-named ResNet-18, -34 or -50 of either stem and any width, itself or under the keys
-and prefixes that are in use.
+state dict of a torchvision-named ResNet-18, -34 or -50 of either stem and any width, or of --arch mlp, itself
+or under the keys and prefixes that are in use. report.py draws the papers' figures with the functions below.
 """
+
 import argparse
+import math
 import sys
+from itertools import pairwise
 from pathlib import Path
 
+import common
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-import common
+import rows
 
 KEYS = ("backbone", "model", "state_dict")
 PREFIXES = ("", "module.", "backbone.", "module.backbone.", "encoder.", "module.encoder.")
 STYLES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3))]
-NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "stl10": "STL-10", "tiny-imagenet": "Tiny ImageNet",
-         "imagenet": "ImageNet"}
-LAYER_NAMES = {"h": "encoder output h", "z": "embedding z", "penultimate": "last-but-one block",
-               "projector_hidden": "projector's hidden layer"}
+MARKERS = "os^vD<>pPX*hd8H1234+x"
+LAYERS = {
+    "h": "encoder output h",
+    "z": "embedding z",
+    "penultimate": "last-but-one block",
+    "layer3": "last-but-one stage",
+    "projector_hidden": "projector's hidden layer",
+}
+FLOOR = 1e-12  # of σ₁: a σ_k below is a rounding error, and left out
+LEAST_SHOWN = 1e-8  # of the mean variance, on a logarithmic axis
+SHUT = 0.01  # of the mean: a weight row or a BatchNorm's γ² below is as good as gone
 
 
-def load_encoder(path):
-    """The encoder that a checkpoint file holds, on the CPU; UserError if it is no torchvision ResNet."""
+# ------------------------------------------------------------------------------------------ what results hold
+
+
+class Missing(LookupError):
+    """A result lacks what is asked of it: it is of an older version, or its network has no such part."""
+
+
+def get(result, *keys):
+    """result[key][key]…; Missing where there is none, or null."""
+    for key in keys:
+        result = result.get(key) if isinstance(result, dict) else None
+    if result is None:
+        raise Missing(keys)
+    return result
+
+
+def attempt(function, *results):
+    """function(*results), or None where one lacks what that needs."""
+    try:
+        return function(*results)
+    except Missing:
+        return None
+
+
+def dead(result, start=False):
+    """Mask of the dead coordinates of h, after training or before."""
+    return common.dead(torch.tensor(get(result, *["start"] * start, "row_norms", "variance"))).numpy()
+
+
+def measure(result, statistic, layer="h", start=False):
+    """One number of a result, after training or before. Missing where it was not stored.
+
+    knn200 and other accuracies. Of a layer: rank_1e-2, rank_1e-3, rank_1e-5, entropy_rank, which are those of
+    `common.ranks` of the normalised covariance; offdiagonal, the mean |off-diagonal| / mean diagonal of that;
+    rankme, min_max_ratio. dead: how many coordinates of h are.
+    """
+    at = ["start"] * start
+    if statistic == "dead":
+        return int(dead(result, start).sum())
+    if statistic == "offdiagonal":
+        return get(result, *at, "covariance", layer, statistic)
+    if statistic in ("rankme", "min_max_ratio"):
+        return get(result, *at, statistic, layer)
+    if statistic.endswith("rank") or statistic.startswith("rank_"):
+        return common.ranks(torch.tensor(get(result, *at, "spectra", layer)).double())[statistic]
+    return get(result, *at, statistic)
+
+
+def ln_spectrum(values):
+    """ln of descending values (D,); NaN where one is below 1e-12 of the first."""
+    values = np.array(values, dtype=float)
+    kept = values > FLOOR * values[0]
+    return np.log(values, where=kept, out=np.full(len(values), np.nan))
+
+
+def horizons(result, epochs):
+    """The decay horizon H after each of these epochs of a run: the cosine's share of its whole H."""
+    share = np.array(epochs) / result["config"]["arguments"]["epochs"]
+    return get(result, "decay_horizon") * (share + np.sin(np.pi * share) / np.pi)
+
+
+def rank_curve(result):
+    """Rank of h at the start and at every evaluation."""
+    return [measure(result, "rank_1e-3", start=True), *(point["rank_1e-3"] for point in result["history"])]
+
+
+def dead_curve(result):
+    """Dead coordinates of h at the start and at every evaluation."""
+    return [measure(result, "dead", start=True), *(len(point["dead"]) for point in result["history"])]
+
+
+def shut(result):
+    """{what: how many of h's dead coordinates}: lost to W^i, to γ_i, to a ReLU that no image opens, with
+    β_i < 0 or not (one may count in several); and how many were dead at an evaluation, alive at the next."""
+    norms = {key: np.array(values) for key, values in get(result, "row_norms").items()}
+    lost = {
+        "dead": np.ones(len(norms["variance"]), bool),
+        r"$\|W^i\|^2 \approx 0$": norms["bare"] < SHUT * norms["bare"].mean(),
+    }
+    if "gamma" in norms:
+        squares = norms["gamma"] ** 2
+        closed = norms["open"] == 0
+        lost[r"$\gamma_i^2 \approx 0$"] = squares < SHUT * squares.mean()
+        lost[r"never open, $\beta_i < 0$"] = closed & (norms["beta"] < 0)
+        lost[r"never open, $\beta_i \geq 0$"] = closed & (norms["beta"] >= 0)
+    found = {what: int((mask & dead(result)).sum()) for what, mask in lost.items()}
+    deaths = [set(line["dead"]) for line in get(result, "history")]
+    return found | {"came back": len({i for before, after in pairwise(deaths) for i in before - after})}
+
+
+def number(value, digits=1, sign=False):
+    """The value as text; what was not measured is a dash."""
+    if value is None or not np.isfinite(value):
+        return "–"
+    return f"{value:{'+' if sign else ''}.{digits}f}"
+
+
+def title(dataset):
+    """A data set's name as it is written."""
+    return rows.DATASETS[dataset].title if dataset in rows.DATASETS else dataset
+
+
+# ------------------------------------------------------------------------------------------------ checkpoints
+
+
+def tensors(path):
+    """{name: tensor} of the network that a checkpoint file holds, without the prefixes in use."""
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # official checkpoints carry arguments
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - anything may be in a file
+    except Exception as error:  # anything may be in a file
         what = f"{type(error).__name__}; of a whole model save model.state_dict()"
         raise common.UserError(f"{path} is not a checkpoint of tensors ({what})") from None
     for _ in range(3):  # keys may be nested
         state = state if isinstance(state, dict) else {}
         state = next((state[key] for key in KEYS if isinstance(state.get(key), dict)), state)
     state = {key: value for key, value in state.items() if isinstance(key, str) and torch.is_tensor(value)}
-    known = [prefix for prefix in PREFIXES if getattr(state.get(f"{prefix}conv1.weight"), "ndim", 0) == 4]
-    if not known:
-        raise common.UserError(f"{path} is no torchvision ResNet: no conv1.weight under a known name")
-    weights = {key.removeprefix(known[0]): value for key, value in state.items() if key.startswith(known[0])}
-    names = {".".join(key.split(".")[:2]) for key in weights if key.startswith("layer")}
-    blocks = tuple(sum(name.startswith(f"layer{stage}.") for name in names) for stage in (1, 2, 3, 4))
-    depth = {((2, 2, 2, 2), False): 18, ((3, 4, 6, 3), False): 34, ((3, 4, 6, 3), True): 50}
-    shape = blocks, "layer1.0.conv3.weight" in weights
-    if shape not in depth:
-        raise common.UserError(f"{path} is not a ResNet-18, -34 or -50")
-    arch = f"resnet{depth[shape]}"
-    width, _, kernel, _ = weights["conv1.weight"].shape
+    for prefix in PREFIXES:
+        if {f"{prefix}conv1.weight", f"{prefix}layer1.weight"} & set(state):
+            return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    raise common.UserError(f"{path} is no torchvision ResNet: no conv1.weight under a known name")
+
+
+def load_encoder(path):
+    """The encoder that a checkpoint file holds, on the CPU; UserError if it is neither ResNet nor MLP."""
+    weights = tensors(path)
     try:
-        encoder = common.resnet(arch, "cifar" if kernel == 3 else "imagenet", width)
+        arch, encoder = _matching(path, weights)
         outcome = encoder.load_state_dict(weights, strict=False)
-    except (RuntimeError, common.UserError) as error:
-        raise common.UserError(f"{path} does not fit {arch}: {str(error).splitlines()[-1].strip()}") from None
+    except (RuntimeError, ValueError) as error:
+        raise common.UserError(f"{path} does not fit: {str(error).splitlines()[-1].strip()}") from None
     other = [key for key in outcome.missing_keys if not key.endswith("num_batches_tracked")]
     other += [key for key in outcome.unexpected_keys if key.startswith("layer")]
     if other:
@@ -66,72 +179,31 @@ def load_encoder(path):
     return encoder
 
 
-def read(path, args):
-    """(label, what result.json holds of a layer's statistics) of a run or a checkpoint."""
-    if path.is_file() and path.suffix != ".json":
-        if not args.dataset:
-            raise common.UserError(f"{path} is a checkpoint: --dataset must name images for its spectrum")
-        encoder = load_encoder(path)
-        data = common.load_dataset(args.dataset, args.data_dir, args.image_size)
-        return path.stem, common.layer_statistics(encoder, None, data.x_test)
-    result = common.read_json(path / "result.json" if path.is_dir() else path)
-    try:
-        arguments = result["config"]["arguments"]
-        label = f"{result['config']['name']}, seed {arguments['seed']}"
-        for statistic in (result["rankme"], result["spectra"], result["covariance"]):
-            statistic["h"], statistic["z"], statistic[args.layer]
-        if not all(len(result["row_norms"][key]) for key in ("bare", "folded", "variance")):
-            raise KeyError
-    except (KeyError, TypeError):
-        raise common.UserError(f"{path} is not the result of a finished run") from None
-    return label, result
+def _matching(path, weights):
+    """(--arch, encoder) that weights of these names and shapes fit."""
+    if "layer1.weight" in weights:
+        dim, inputs = weights["layer1.weight"].shape
+        return "mlp", common.MLP(math.isqrt(inputs // 3), dim)
+    names = {".".join(key.split(".")[:2]) for key in weights if key.startswith("layer")}
+    blocks = tuple(sum(name.startswith(f"layer{stage}.") for name in names) for stage in (1, 2, 3, 4))
+    depths = {((2, 2, 2, 2), False): 18, ((3, 4, 6, 3), False): 34, ((3, 4, 6, 3), True): 50}
+    depth = depths.get((blocks, "layer1.0.conv3.weight" in weights))
+    if depth is None:
+        raise common.UserError(f"{path} is not a ResNet-18, -34 or -50")
+    width, _, kernel, _ = weights["conv1.weight"].shape
+    return f"resnet{depth}", common.resnet(f"resnet{depth}", "cifar" if kernel == 3 else "imagenet", width)
 
 
-def distinct(runs):
-    """The runs, those of the same row and seed labelled with the arguments in which they differ."""
-    labels = [label for label, _ in runs]
-    every = [result.get("config", {}).get("arguments", {}) for _, result in runs]
-    differing = [key for key in every[0] if any(arguments.get(key) != every[0][key] for arguments in every)]
-    for i, label in enumerate(labels):
-        if labels.count(label) > 1:
-            label += "".join(f", {key} {every[i].get(key)}" for key in differing if key != "seed")
-        yield label, runs[i][1]
+# --------------------------------------------------------------------------------------- figures of some runs
 
 
-def number(value, digits=1, sign=False):
-    """The value as text; what was not measured is a dash."""
-    missing = value is None or not np.isfinite(value)
-    return "–" if missing else f"{value:{'+' if sign else ''}.{digits}f}"
-
-
-def title(dataset):
-    """A data set's name as it is written."""
-    return NAMES.get(dataset, dataset)
-
-
-def table(runs):
-    """The runs' results as lines of text."""
-    columns = ("kNN-200", "kNN-5", "linear", "RankMe h", "RankMe z")
-    yield f"{'run':32}" + "".join(f"{name:>10}" for name in columns)
-    for label, result in runs:
-        cells = [result.get(key) for key in ("knn200", "knn5", "linear_top1")]
-        cells += [result["rankme"][layer] for layer in "hz"]
-        yield f"{label:32}" + "".join(f"{number(cell):>10}" for cell in cells)
-
-
-def ln_spectrum(result, layer):
-    """ln σ_k (D,) of a layer in what result.json holds; of a zero ln 1e-30."""
-    return np.log(np.maximum(np.array(result["spectra"][layer], dtype=float), 1e-30))
-
-
-def draw_curve(axis, results, layer, style, label):
-    """The mean of ln σ_k over results of one row, in a band from the least to the largest; σ_k that are only
-    rounding errors are left out."""
-    s = np.array([ln_spectrum(result, layer) for result in results])
-    s = np.where(s > s[:, :1] + np.log(1e-12), s, np.nan)
-    k, whole = np.arange(1, s.shape[1] + 1), int(np.isfinite(s).all(0).sum())
+def draw_curve(axis, spectra, style, label):
+    """The mean of ln σ_k over spectra of one row, in a band from the least to the largest."""
+    s = np.array([ln_spectrum(spectrum) for spectrum in spectra])
+    k = np.arange(1, s.shape[1] + 1)
+    whole = int(np.isfinite(s).all(0).sum())
     label += f", {whole} of {len(k)} σ" if whole < len(k) else ""
-    line, = axis.plot(k, s.mean(0), linestyle=style, label=label)
+    (line,) = axis.plot(k, s.mean(0), linestyle=style, label=label)
     axis.fill_between(k, s.min(0), s.max(0), color=line.get_color(), alpha=0.25, linewidth=0)
     axis.set_xlabel("index k of the singular value")
 
@@ -141,26 +213,27 @@ def draw_spectra(runs, layer):
     figure = Figure(figsize=(6, 4))
     axis = figure.subplots()
     for (label, result), style in zip(runs, STYLES * len(runs)):
-        draw_curve(axis, [result], layer, style, f"{label} (RankMe {number(result['rankme'][layer])})")
-    axis.set(ylabel=r"$\ln\,\sigma_k$", title=f"Spectrum of the covariance: {LAYER_NAMES[layer]}")
+        rank = f"rank {measure(result, 'rank_1e-3', layer)} of {len(result['spectra'][layer])}"
+        draw_curve(axis, [result["spectra"][layer]], style, f"{label} ({rank})")
+    axis.set(ylabel=r"$\ln\,\sigma_k$", title=f"Spectrum of the covariance: {LAYERS[layer]}")
     axis.legend(fontsize=8)
     return figure
 
 
 def draw_norms(runs):
     """Variance of h_i over the weight-row norm, bare and folded (LL prop. 1), of [(label, result)]."""
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    names = {"bare": r"$\|W^i\|^2$",
-             "folded": r"$\gamma_i^2/(v_i+\epsilon)\;\|W^i\|^2$, with BatchNorm of running variance $v_i$"}
-    for axis, (kind, name) in zip(axes, names.items()):
-        for (label, result), marker in zip(runs, "o^sxv+" * len(runs)):
-            norms = result["row_norms"]
-            axis.plot(norms[kind], norms["variance"], marker, markersize=4, fillstyle="none", label=label)
+    figure, axes = panels(
+        "Last layer: do dimensions of little variance have small weight rows?", 1, 2, 4.5, 4
+    )
+    folded = r"$\gamma_i^2/(v_i+\epsilon)\;\|W^i\|^2$, with BatchNorm of running variance $v_i$"
+    for axis, kind, name in zip(axes[0], ("bare", "folded"), (r"$\|W^i\|^2$", folded)):
+        for (label, result), marker in zip(runs, MARKERS * len(runs)):
+            variance = np.array(result["row_norms"]["variance"])
+            shown = np.maximum(variance, LEAST_SHOWN * variance.mean())
+            axis.plot(result["row_norms"][kind], shown, marker, markersize=4, fillstyle="none", label=label)
         axis.set(xlabel=name, xscale="log", yscale="log")
-    axes[0].set_ylabel(r"variance of $h_i$")
-    axes[0].legend(fontsize=8)
-    figure.suptitle("Last convolution: do dimensions of little variance have small weight rows?")
+    axes[0, 0].set_ylabel(f"variance of $h_i$ (less than {LEAST_SHOWN:g} of its mean: drawn there)")
+    axes[0, 0].legend(fontsize=8)
     return figure
 
 
@@ -168,71 +241,97 @@ def draw_heat_map(axis, result, layer, label):
     """The first dimensions of |C|, in units of C's mean diagonal."""
     found = result["covariance"][layer]
     image = axis.imshow(np.abs(found["block"]), cmap="Greys", vmin=0, vmax=1)
-    axis.set_title(f"{label}, first {len(found['block'])} dimensions\nof all: mean |off-diagonal| / diagonal "
-                   f"{number(found['offdiagonal'], 3)}", fontsize=8)
+    ratio = f"mean |off-diagonal| / diagonal {number(found['offdiagonal'], 3)}"
+    axis.set_title(f"{label}, first {len(found['block'])} dimensions\nof all: {ratio}", fontsize=8)
     axis.set(xlabel="dimension i", ylabel="dimension j")
     return image
 
 
 def draw_covariance(runs, layer):
     """Heat maps of a layer's covariance (LL fig. 2), of [(label, result)]."""
-    figure = Figure(figsize=(1 + 3.6 * len(runs), 3.8), layout="constrained")
-    axes = figure.subplots(1, len(runs), squeeze=False)
+    figure, axes = panels(f"Covariance of the {LAYERS[layer]}", 1, len(runs), 3.8, 3.6)
     images = [draw_heat_map(axis, result, layer, label) for axis, (label, result) in zip(axes[0], runs)]
     figure.colorbar(images[-1], ax=axes, label=r"$|C_{ij}|$ / mean $C_{ii}$", extend="max")
-    figure.suptitle(f"Covariance of the {LAYER_NAMES[layer]}", fontsize=10)
     return figure
 
 
-# The papers' figures from results of many rows, for report.py: `results` is its Results.
+def panels(heading, lines, columns, width=4.2, height=3.2, sharey="row", height_ratios=None):
+    """(figure, axes (lines, columns)) with a heading."""
+    figure = Figure(figsize=(max(width * columns, 5.5), height * lines + 0.4), layout="constrained")
+    figure.suptitle(heading, fontsize=11)
+    return figure, figure.subplots(lines, columns, squeeze=False, sharey=sharey, height_ratios=height_ratios)
 
-SWEEP = ("directclr", *(f"directclr-d{d}" for d in (8, 32, 128, 256, 512)))
+
+# -------------------------------------------------------------------------- figures of a scale, for report.py
+# `results` is its Results: of(scale, data set, row) gives {seed: result}.
+
 QUESTION = ("simclr", "noproj", "noproj-lastlayer")  # what all of this is about
+METHODS = tuple(row.name for row in (*rows.of("table2"), *rows.of("barlow")))
+SWEEP = ("directclr-d8", "directclr-d32", "directclr", "directclr-d128", "directclr-d256", "directclr-d512")
+
+
+def h_of(*names):
+    """Curves of h of these rows."""
+    return [(name, "h") for name in names]
+
+
 SPECTRA = {  # title, {panel: (row, layer) of its curves}
-    "ll-1a": ("LL figure 1a: h with and without projector", {"": [("noproj", "h"), ("simclr", "h")]}),
-    "ll-1b": ("LL figure 1b: h without projector",
-              {"": [("barlow-noproj", "h"), ("noproj", "h"), ("directclr", "h")]}),
-    "ll-3": ("LL figure 3: the encoder's last two blocks", {
-        block: [("noproj", layer), ("simclr", layer)]
-        for block, layer in (("last but one", "penultimate"), ("last", "h"))}),
+    "ll-1a": ("LL figure 1a: h with and without projector", {"": h_of("noproj", "simclr")}),
+    "ll-1b": ("LL figure 1b: h without projector", {"": h_of("barlow-noproj", "noproj", "directclr")}),
+    "ll-3": (
+        "LL figure 3: the encoder's last layers",
+        {LAYERS[x]: [("noproj", x), ("simclr", x)] for x in ("layer3", "penultimate", "h")},
+    ),
     "ll-4": ("LL figure 4: inside the projector", {"": [("simclr", "projector_hidden"), ("simclr", "z")]}),
-    "ll-5": ("LL figure 5: h with a constant subvector",
-             {"": [(f"cs-d{d}-k0", "h") for d in (200, 400, 480)]}),
-    "ll-6": ("LL figure 6: h with the last-layer penalty",
-             {"": [("noproj", "h"), ("noproj-lastlayer", "h")]}),
+    "ll-5": (
+        "LL figure 5: h with a constant subvector",
+        {"": h_of("cs-d200-k0", "cs-d400-k0", "cs-d480-k0")},
+    ),
+    "ll-6": ("LL figure 6: h with the last-layer penalty", {"": h_of("noproj", "noproj-lastlayer")}),
     "directclr-2": ("DirectCLR figure 2: the embedding z", {"": [("simclr", "z")]}),
-    "directclr-7": ("DirectCLR figure 7: h with and without projector",
-                    {"": [("noproj", "h"), ("simclr-linear", "h"), ("simclr", "h")]}),
-    "directclr-9": ("DirectCLR figure 9: h of DirectCLR", {
-        head: [("directclr", "h"), (row, "h")] for head, row in (
-            ("(a) 2-layer MLP", "simclr"), ("(b) linear", "simclr-linear"), ("(c) none", "noproj"))}),
-    "sparsehead-1": ("SparseHead figure 1: h and z", {"(a) identity": [("sh-noproj", "h")]} | {
-        head: [(row, "h"), (row, "z")] for head, row in (
-            ("(b) linear", "sh-simclr-linear"), ("(c) MLP", "sh-simclr"),
-            ("(d) MLP, ResNet-50", "sh-resnet50"))}),
-    "sparsehead-3": ("SparseHead figure 3: with and without SparseHead", {
-        f"{name}, {layer}": [(row, layer), (f"{row}-sparsehead", layer)]
-        for row, name in (("sh-simclr", "ResNet-18"), ("sh-resnet50", "ResNet-50")) for layer in "hz"}),
+    "directclr-7": (
+        "DirectCLR figure 7: h with and without projector",
+        {"": h_of("noproj", "simclr-linear", "simclr")},
+    ),
+    "directclr-9": (
+        "DirectCLR figure 9: h of DirectCLR",
+        {f"and {row}": h_of("directclr", row) for row in ("simclr", "simclr-linear", "noproj")},
+    ),
+    "sparsehead-1": (
+        "SparseHead figure 1: h and z",
+        {
+            row: [(row, "h"), (row, "z")]
+            for row in ("sh-noproj", "sh-simclr-linear", "sh-simclr", "sh-resnet50")
+        },
+    ),
+    "sparsehead-3": (
+        "SparseHead figure 3: with and without SparseHead",
+        {
+            f"{row}, {layer}": [(row, layer), (f"{row}-sparsehead", layer)]
+            for row in ("sh-simclr", "sh-resnet50")
+            for layer in "hz"
+        },
+    ),
 }
 
 
-def panels(heading, rows, columns, width=4.2, height=3.2, height_ratios=None):
-    """(figure, axes (rows, columns)) with a heading; the axes of a line share y."""
-    figure = Figure(figsize=(max(width * columns, 5.5), height * rows + 0.4), layout="constrained")
-    figure.suptitle(heading, fontsize=11)
-    return figure, figure.subplots(rows, columns, squeeze=False, sharey="row", height_ratios=height_ratios)
-
-
 def draw_rows(results, scale, datasets, name):
-    """One of SPECTRA: a line of panels for every data set."""
+    """One of SPECTRA: a line of panels for every data set, of what any of its rows has."""
     heading, parts = SPECTRA[name]
+
+    def spectra(dataset, row, layer):
+        runs = results.of(scale, dataset, row).values()
+        return [found for run in runs if (found := run["spectra"].get(layer))]
+
+    parts = {k: v for k, v in parts.items() if any(spectra(data, *curve) for data in datasets for curve in v)}
     figure, axes = panels(f"{heading} ({scale}; mean of ln σ, band: all seeds)", len(datasets), len(parts))
     for line, dataset in zip(axes, datasets):
         for axis, (part, curves) in zip(line, parts.items()):
             for (row, layer), style in zip(curves, STYLES):
-                runs, label = results.of(scale, dataset, row).values(), f"{row}, {layer.replace('_', ' ')}"
-                if runs:
-                    draw_curve(axis, runs, layer, style, f"{label} ({scale}, n = {len(runs)})")
+                found = spectra(dataset, row, layer)
+                label = f"{row}, {layer.replace('_', ' ')}"
+                if found:
+                    draw_curve(axis, found, style, f"{label} (n = {len(found)})")
                 else:
                     axis.plot([], [], linestyle=style, color="grey", label=f"{label}: not measured")
             axis.set_title(f"{title(dataset)} {part}".strip(), fontsize=9)
@@ -253,22 +352,17 @@ def draw_heat_maps(results, scale, datasets, _):
 
 
 def draw_sweep(results, scale, datasets, _):
-    """DirectCLR fig. 12: linear probe over d0 / D."""
+    """DirectCLR fig. 12: linear probe over d0 / D, which is 1 without projector."""
     figure, axes = panels(f"DirectCLR figure 12: size of the subvector ({scale})", 1, len(datasets))
     for axis, dataset in zip(axes[0], datasets):
         points = []
-        for row in SWEEP:
-            if runs := list(results.of(scale, dataset, row).values()):
-                y = [r["linear_top1"] for r in runs]
-                share = runs[0]["dim"] / len(runs[0]["spectra"]["h"])
-                points.append((share, np.mean(y), np.std(y, ddof=len(y) > 1)))
-        x, y, spread = zip(*sorted(points))
-        axis.errorbar(x, y, spread, fmt="o-", capsize=3, label=f"DirectCLR ({scale}), mean ± std")
-        if runs := results.of(scale, dataset, "noproj").values():
-            axis.axhline(np.mean([r["linear_top1"] for r in runs]), linestyle="--", color="grey",
-                         label=f"noproj ({scale})")
-        axis.set(xlabel=r"$d_0 / D$", xscale="log", ylabel="linear probe, %", title=title(dataset))
-        axis.legend(fontsize=8)
+        for runs in filter(None, (list(results.of(scale, dataset, row).values()) for row in SWEEP)):
+            dim = len(runs[0]["spectra"]["h"])
+            y = [run["linear_top1"] for run in runs]
+            points.append((runs[0].get("dim", dim) / dim, np.mean(y), np.std(y, ddof=len(y) > 1)))
+        axis.errorbar(*zip(*sorted(points)), fmt="o-", capsize=3)
+        axis.set(xlabel=r"$d_0 / D$ (1: noproj)", xscale="log", title=title(dataset))
+    axes[0, 0].set_ylabel("linear probe, %, mean ± std")
     return figure
 
 
@@ -281,11 +375,135 @@ def draw_row_norms(results, scale, datasets, _):
     return draw_norms(runs)
 
 
-FIGURES = {  # function, rows any of which it needs
-    **{name: (draw_rows, {row for curves in parts.values() for row, _ in curves})
-       for name, (_, parts) in SPECTRA.items()},
-    "ll-2": (draw_heat_maps, {"simclr"}), "directclr-12": (draw_sweep, set(SWEEP[1:])),
-    "row-norms": (draw_row_norms, set(QUESTION))}
+def draw_history(results, scale, datasets, _):
+    """Rank of h and its dead coordinates over the decay horizon: the mean over the seeds of every row."""
+    figure, axes = panels(
+        f"h during training ({scale}, mean over seeds)", len(datasets), 2, 5.2, 4, sharey=False
+    )
+    for line, dataset in zip(axes, datasets):
+        for i, row in enumerate(METHODS):
+            runs = [run for run in results.of(scale, dataset, row).values() if run.get("history")]
+            epochs = [[point["epoch"] for point in run["history"]] for run in runs]
+            if not runs or any(found != epochs[0] for found in epochs):
+                continue
+            style = {"marker": MARKERS[i], "linestyle": STYLES[i % 6], "markersize": 3}
+            style["linewidth"] = 2 if row in QUESTION else 0.8
+            for axis, curve in zip(line, (rank_curve, dead_curve)):
+                y = np.mean([curve(run) for run in runs], 0)
+                axis.plot(horizons(runs[0], [0, *epochs[0]]), y, label=f"{row} (n = {len(runs)})", **style)
+        line[0].set(ylabel=r"rank of h: $\sigma_k$ above $10^{-3}\,\sigma_1$", title=title(dataset))
+        line[1].set(ylabel="dead coordinates of h", title=title(dataset))
+        line[1].legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
+        for axis in line:
+            axis.set_xlabel(r"decay horizon H = wd $\cdot\,\Sigma$ lr / (1 - momentum)")
+    return figure
+
+
+def draw_shut(results, scale, datasets, _):
+    """What h's dead coordinates have lost by the end of training: mean ± standard deviation over seeds."""
+    figure, axes = panels(f"What shuts a dimension of h? ({scale})", 1, len(datasets), 6.5, 3.8)
+    for axis, dataset in zip(axes[0], datasets):
+        for i, row in enumerate(QUESTION):
+            runs = [
+                found for run in results.of(scale, dataset, row).values() if (found := attempt(shut, run))
+            ]
+            if not runs:
+                continue
+            counts = np.array([list(run.values()) for run in runs])
+            spread = counts.std(0, ddof=1) if len(runs) > 1 else None
+            place = np.arange(counts.shape[1]) + (i - 1) * 0.27
+            style = {"hatch": ("", "///", "...")[i], "edgecolor": "white", "capsize": 2}
+            axis.bar(place, counts.mean(0), 0.25, yerr=spread, label=f"{row} (n = {len(runs)})", **style)
+            axis.set_xticks(
+                range(counts.shape[1]), [name.replace(", ", "\n") for name in runs[0]], fontsize=8
+            )
+        axis.set_title(title(dataset))
+        axis.legend(fontsize=8)
+    axes[0, 0].set_ylabel("coordinates of h")
+    return figure
+
+
+def places(results):
+    """[(scale, data set)] that have any of METHODS."""
+    return [(scale, data) for scale in results.scales() for data in results.datasets(scale, METHODS)]
+
+
+def draw_accuracy(results):
+    """kNN-200 over the rank of h, a point a run, a panel for every scale and data set."""
+    found = places(results)
+    figure, axes = panels("Accuracy against rank of h: a point a run", 1, len(found), 4.4, 4.6, sharey=False)
+    for axis, (scale, dataset) in zip(axes[0], found):
+        for i, row in enumerate(METHODS):
+            runs = results.of(scale, dataset, row).values()
+            points = [(measure(run, "rank_1e-3"), run["knn200"]) for run in runs] or [(np.nan, np.nan)]
+            axis.plot(*zip(*points), MARKERS[i], fillstyle="none", color=f"C{i % 10}", label=row)
+        axis.set(
+            xlabel=r"rank of h: $\sigma_k$ above $10^{-3}\,\sigma_1$", title=f"{scale}, {title(dataset)}"
+        )
+    axes[0, 0].set_ylabel("kNN-200, %")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=7)
+    return figure
+
+
+FIGURES = {  # name: function, rows of which it needs any, and what their results must hold
+    **{
+        name: (draw_rows, {row for curves in parts.values() for row, _ in curves}, ("spectra",))
+        for name, (_, parts) in SPECTRA.items()
+    },
+    "ll-2": (draw_heat_maps, {"simclr"}, ("covariance",)),
+    "directclr-12": (draw_sweep, set(SWEEP[:-1]), ("dim",)),
+    "row-norms": (draw_row_norms, set(QUESTION), ("row_norms",)),
+    "ranks-over-time": (draw_history, set(METHODS), ("decay_horizon",)),
+    "what-shuts": (draw_shut, set(QUESTION), ("row_norms", "open")),
+}
+
+
+# ------------------------------------------------------------------------------------------- the command line
+
+
+def read(path, args):
+    """(label, what result.json holds of a layer's statistics) of a run or a checkpoint."""
+    if path.is_file() and path.suffix != ".json":
+        if not args.dataset:
+            raise common.UserError(f"{path} is a checkpoint: --dataset must name images for its spectrum")
+        encoder = load_encoder(path)
+        size = args.image_size
+        if isinstance(encoder, common.MLP):
+            size = math.isqrt(encoder.layer1.in_features // 3)
+        data = common.load_dataset(args.dataset, args.data_dir, size)
+        return path.stem, common.layer_statistics(encoder, None, data.x_test)
+    result = common.read_json(path / "result.json" if path.is_dir() else path)
+    try:
+        label = f"{result['config']['name']}, seed {result['config']['arguments']['seed']}"
+        for statistic in ("rankme", "spectra", "covariance"):
+            result[statistic]["h"], result[statistic]["z"]
+        if not all(len(result["row_norms"][key]) for key in ("bare", "folded", "variance")):
+            raise KeyError
+    except (KeyError, TypeError):
+        raise common.UserError(f"{path} is not the result of a finished run") from None
+    return label, result
+
+
+def distinct(runs):
+    """The runs, those of the same row and seed labelled with the arguments in which they differ."""
+    labels = [label for label, _ in runs]
+    every = [result.get("config", {}).get("arguments", {}) for _, result in runs]
+    differing = [key for key in every[0] if any(arguments.get(key) != every[0][key] for arguments in every)]
+    for i, label in enumerate(labels):
+        if labels.count(label) > 1:
+            label += "".join(f", {key} {every[i].get(key)}" for key in differing if key != "seed")
+        yield label, runs[i][1]
+
+
+def table(runs):
+    """The runs' results as lines of text."""
+    columns = ("kNN-200", "kNN-5", "linear", "rank h", "dead h", "RankMe h", "RankMe z")
+    yield f"{'run':32}" + "".join(f"{name:>10}" for name in columns)
+    for label, result in runs:
+        cells = [result.get(key) for key in ("knn200", "knn5", "linear_top1")]
+        cells += [measure(result, "rank_1e-3"), measure(result, "dead")]
+        cells += [result["rankme"][layer] for layer in "hz"]
+        yield f"{label:32}" + "".join(f"{number(cell):>10}" for cell in cells)
 
 
 def main():
@@ -301,7 +519,7 @@ def main():
     parser.add_argument("--image-size", type=common.number(int, 8), help="pixels; an image folder needs it")
     args = parser.parse_args()
     if args.norms and args.layer:
-        raise common.UserError("--norms has no --layer: it shows the last convolution and h")
+        raise common.UserError("--norms has no --layer: it shows the last layer and h")
     args.layer = args.layer or "h"
     if args.out.suffix not in (".png", ".pdf", ".svg"):
         raise common.UserError(f"-o {args.out} must end in .png, .pdf or .svg")
@@ -312,10 +530,13 @@ def main():
         raise common.UserError("none of these runs is finished: continue them with --resume")
     runs = list(distinct([read(path, args) for path in args.runs if path not in unfinished]))
     for label, result in runs:
-        if not args.norms and result["spectra"][args.layer] is None:
+        if not args.norms and not result["spectra"].get(args.layer):
             raise common.UserError(f"{label} has no layer {args.layer}")
-    draw = draw_covariance if args.covariance else draw_spectra
-    figure = draw_norms(runs) if args.norms else draw(runs, args.layer)
+    if args.norms:
+        figure = draw_norms(runs)
+    else:
+        draw = draw_covariance if args.covariance else draw_spectra
+        figure = draw(runs, args.layer)
     lines = list(table(runs))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.out, dpi=150, bbox_inches="tight")

@@ -17,8 +17,8 @@ NO_NUMBERS = {}
 class Row(NamedTuple):
     """A line of the tables.
 
-    tables: targets, separated by spaces. command: script and flags. paper: {(data set, metric): printed number}.
-    recipe: a key of RECIPES. same_as: the row whose run this row's is, if it has none of its own.
+    tables: targets, separated by spaces. command: script and flags. paper: {(data set, metric): printed
+    number}. recipe: a key of RECIPES. same_as: the row whose run this row's is, if it has none of its own.
     """
 
     name: str
@@ -55,16 +55,10 @@ SCALES = {
     "short": Scale("--epochs 50", "50 epochs, otherwise as the papers"),
     "compressed": Scale(
         "--width 32 --stem imagenet --epochs 10 --weight-decay 1e-2 --eval-every 2",
-        "a CPU: width 32, ImageNet stem, 10 epochs with 20 times the weight decay",
+        "for a CPU: width 32, ImageNet stem, 10 epochs with 20 times the weight decay",
     ),
-    "mlp": Scale(
-        "--arch mlp --image-size 16 --eval-every 20",
-        "a CPU: three linear layers and 16 pixels, otherwise as LL",
-    ),
-    "mini": Scale(
-        "--train-size 5000 --width 8 --epochs 5 --batch-size 128",
-        "shows on a CPU that every row works",
-    ),
+    "mlp": Scale("--arch mlp --image-size 16 --eval-every 20", "for a CPU: three linear layers, 16 pixels"),
+    "mini": Scale("--train-size 5000 --width 8 --epochs 5 --batch-size 128", "shows that every row works"),
 }
 DATASETS = {
     "cifar10": DataSet("CIFAR-10", 32),
@@ -164,9 +158,7 @@ ROWS = [
     Row("simclr-diagonal", DC, "diagonal", f"{KIND} diagonal", imagenet(60.2)),
     Row("simclr-lowrank", DC, "fixed low-rank", f"{KIND} lowrank", imagenet(62.3)),
     Row("simclr-lowrank-diagonal", DC, "fixed low-rank diagonal", f"{KIND} lowrank-diagonal", imagenet(62.7)),
-    Row(
-        "directclr-random", DC, "d₀ random dimensions a step", f"{DIRECT} --subvector random", imagenet(43.0)
-    ),
+    Row("directclr-random", DC, "random d₀ in every step", f"{DIRECT} --subvector random", imagenet(43.0)),
     Row("directclr-d8", DC, "DirectCLR, d₀ = 8 of 512", f"{DIRECT} --dim 0.015625"),
     Row("directclr-d32", DC, "DirectCLR, d₀ = 32 of 512", f"{DIRECT} --dim 0.0625"),
     Row("directclr-d128", DC, "DirectCLR, d₀ = 128 of 512", f"{DIRECT} --dim 0.25"),
@@ -205,9 +197,7 @@ ROWS += [
     Row("noproj-lastlayer-10", "weights", "no projector + 10 · last layer", f"{LAST} --reg-weight 10"),
     Row("noproj-werank-0.01", "weights", "no projector + 0.01 · WERank", f"{RANK} --reg-weight 0.01"),
     Row("noproj-werank-1", "weights", "no projector + 1 · WERank", f"{RANK} --reg-weight 1"),
-    Row(
-        "simclr-lastlayer-encoder", "weights", "SimCLR + last layer of the encoder", f"{REG} --reg-on encoder"
-    ),
+    Row("simclr-lastlayer-encoder", "weights", "SimCLR + encoder's last layer", f"{REG} --reg-on encoder"),
     Row("simclr-bn", "weights", "SimCLR, projector with BatchNorm at its end", "simclr.py --projector-bn"),
 ]
 ROW = {row.name: row for row in ROWS}
@@ -241,20 +231,21 @@ FREE = {"device", "compile", "precision", "eval_every", "seed", "out", "data_dir
 
 
 @functools.cache
-def arguments(name, scale, dataset, pixels):
+def arguments(name, scale, dataset, pixels=None):
     """{argument: value} of a row's run, every default filled in by its own script, but for those in FREE.
 
-    pixels: height and width of the data set's images, unless the row has other ones.
+    pixels: height and width of the images, for a data set of one's own.
     """
     script, *words = command(name, scale, dataset)
-    return _resolved(script, vars(_parser(script).parse_args(words)), pixels)
+    given = vars(_parser(script).parse_args(words))
+    return _resolved(script, given, pixels or DATASETS[dataset].pixels)
 
 
 def mismatch(config, name, scale, dataset):
     """What says that a result's config is not of this row, scale and data set, as text; "" if nothing does.
 
-    The row's own script parses its command and fills in the defaults; the recorded arguments must be these. Of a
-    row that no table has, only what the scale sets is compared.
+    The row's own script parses its command and fills in the defaults; the recorded arguments must be these.
+    Of a row that no table has, only what the scale sets is compared.
     """
     try:
         recorded = config["arguments"]
@@ -265,8 +256,8 @@ def mismatch(config, name, scale, dataset):
             script = ROW[name].command.split()[0]
             if config["script"] != script:
                 return f"made by {config['script']}, not {script}"
-            pixels = DATASETS[dataset].pixels if dataset in DATASETS else None
-            pixels = pixels or recorded["image_size"]
+            known = DATASETS.get(dataset)
+            pixels = (known and known.pixels) or recorded["image_size"]
             expected = arguments(name, scale, dataset, pixels)
             found = _resolved(script, vars(_parser(script).parse_args([])) | recorded, pixels)
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:

@@ -141,7 +141,8 @@ def main():
     penalty = common.regularizer(args, encoder, projector)
 
     def loss(x1, x2):  # LL eq. 1 and 11
-        z1, z2 = common.embed(encoder, projector, x1, x2)
+        with nn.utils.parametrize.cached():  # an orthogonal weight is computed once, not once a view
+            z1, z2 = common.embed(encoder, projector, x1, x2)
         return common.info_nce(z1, z2, args.temperature, args.cross_view) + penalty()
 
     common.fit(args, data, encoder, projector, loss, run_name(args, encoder.dim))

@@ -1,4 +1,7 @@
+"""What tests share: tiny images, scripts called in this process, and runs in processes that may be killed."""
+
 import importlib
+import json
 import signal
 import subprocess
 import sys
@@ -10,6 +13,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+TINY_RUN = ("--width", 4, "--batch-size", 32, "--epochs", 2, "--eval-every", 1, "--device", "cpu")
 
 
 def pytest_addoption(parser):
@@ -45,8 +50,9 @@ def run_process(folder, *arguments):
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
-    """An .npz of 96 + 40 images of 12 x 12, noise with a colour per class, 4 classes: a run in seconds."""
-    rng, arrays = np.random.default_rng(0), {}
+    """An .npz of 96 + 40 images of 12 x 12, noise with a colour per class, 4 classes: a run in a second."""
+    rng = np.random.default_rng(0)
+    arrays = {}
     for split, n in (("train", 96), ("test", 40)):
         y = np.arange(n) % 4
         x = rng.integers(0, 120, (n, 12, 12, 3)) + 40 * (y[:, None, None, None] == np.arange(3))
@@ -56,4 +62,84 @@ def tiny(tmp_path_factory):
     return path
 
 
-TINY_RUN = ("--width", 4, "--batch-size", 32, "--epochs", 3, "--eval-every", 1, "--device", "cpu")
+# Importing torch takes longer than a tiny run: this process has, and forks another for every run.
+FORKS = """
+import json, os, runpy, signal, sys, common
+probe = common.logistic_regression  # most of a tiny run's time, so with fewer iterations
+common.logistic_regression = lambda *args, iterations=0: probe(*args, iterations=10)
+for line in sys.stdin:
+    folder, code, argv = json.loads(line)
+    child = os.fork()
+    if not child:
+        signal.alarm(240)
+        os.chdir(folder)
+        for stream, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), stream)
+        exec(code)
+        sys.argv = argv
+        runpy.run_path(argv[0], run_name="__main__")
+        sys.exit()
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="session")
+def forks():
+    """Runs a script in a process of its own, which may die: forks(folder, "simclr.py", …) -> code, out, err.
+
+    before: code that runs first, in which `common` can be changed.
+    """
+    command = [sys.executable, "-c", FORKS]
+    server = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def call(folder, name, *arguments, before=""):
+        job = (str(folder), before, [str(ROOT / name), *map(str, arguments)])
+        server.stdin.write(json.dumps(job) + "\n")
+        server.stdin.flush()
+        code = int(server.stdout.readline())
+        return SimpleNamespace(
+            returncode=code, out=(folder / "out").read_text(), err=(folder / "err").read_text()
+        )
+
+    yield call
+    server.stdin.close()
+    server.wait()
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, tiny, forks):
+    """The folder of a run that nothing interrupted: finished("byol.py --reg werank"), made once a session."""
+    runs = {}
+
+    def folder(row):
+        if row not in runs:
+            name, *flags = row.split()
+            place = tmp_path_factory.mktemp("run")
+            done = forks(place, name, "--dataset", tiny, *TINY_RUN, *flags, "--out", "run")
+            assert done.returncode == 0, done.err
+            runs[row] = place / "run"
+        return runs[row]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def whole(finished):
+    return finished("simclr.py")
+
+
+@pytest.fixture
+def start(tmp_path, tiny, forks):
+    """start("simclr.py --epochs 1", before="") -> code, out, err: a run in tmp_path/run."""
+
+    def call(row, before=""):
+        name, *flags = row.split()
+        return forks(tmp_path, name, "--dataset", tiny, *TINY_RUN, *flags, "--out", "run", before=before)
+
+    return call
+
+
+def read(folder, name="result.json"):
+    """The JSON of a run's file; of metrics.jsonl a list."""
+    text = (folder / name).read_text()
+    return [json.loads(line) for line in text.splitlines()] if name == "metrics.jsonl" else json.loads(text)

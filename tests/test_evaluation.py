@@ -1,22 +1,23 @@
-"""Evaluation against numpy loops, numpy.linalg, and the optimality condition of what is minimised."""
+"""Evaluation against numpy loops, numpy.linalg, optimality conditions, and cases of a known answer."""
 
 import copy
 import math
 
+import common
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-import common
+
+def normal(*shape, seed=0):
+    return torch.tensor(np.random.default_rng(seed).standard_normal(shape))
 
 
-def clusters(n, m, dim=6, classes=4, seed=0):
-    rng = np.random.default_rng(seed)
-    centres = rng.standard_normal((classes, dim))
-    y = rng.integers(0, classes, n + m)
-    h = centres[y] + 1.2 * rng.standard_normal((n + m, dim))
-    return [torch.tensor(a) for a in (h[:n], y[:n], h[n:], y[n:])]
+def clusters(n, m, dim=6, classes=4):
+    y = torch.tensor(np.random.default_rng(0).integers(0, classes, n + m))
+    h = normal(classes, dim)[y] + 1.2 * normal(n + m, dim, seed=1)
+    return h[:n], y[:n], h[n:], y[n:]
 
 
 def knn_loop(train_h, train_y, test_h, test_y, k, temperature):
@@ -24,37 +25,30 @@ def knn_loop(train_h, train_y, test_h, test_y, k, temperature):
     correct = 0
     for h, y in zip(test, test_y.tolist()):
         similarity = train @ h
-        nearest = np.argsort(-similarity)[:k]
         votes = {}
-        for rank, i in enumerate(nearest):
-            label = train_y[i].item()
-            count, first = votes.get(label, (0, -rank))
-            votes[label] = (
-                count + (1 if temperature is None else math.exp(similarity[i] / temperature)),
-                first,
-            )
+        for rank, i in enumerate(np.argsort(-similarity)[:k]):
+            count, first = votes.get(train_y[i].item(), (0, -rank))
+            weight = 1 if temperature is None else math.exp(similarity[i] / temperature)
+            votes[train_y[i].item()] = (count + weight, first)
         correct += max(votes, key=votes.get) == y  # more votes, then the nearer first neighbour
     return 100 * correct / len(test)
 
 
-@pytest.mark.parametrize(
-    "k, temperature",
-    [(1, 0.1), (20, 0.1), (20, 1.0), (5, None), (8, None), (200, None), (1000, 0.1), (20, 0.005)],
-)
+KNN = [(1, 0.1), (20, 0.1), (20, 1.0), (5, None), (8, None), (200, None), (1000, 0.1), (20, 0.005)]
+
+
+@pytest.mark.parametrize("k, temperature", KNN)
 def test_knn_equals_a_loop(k, temperature):
-    data = clusters(300, 600)
-    assert common.knn_accuracy(*data, k=k, temperature=temperature) == pytest.approx(
-        knn_loop(*data, k, temperature)
-    )
+    data = clusters(250, 1100)  # two blocks of test images
+    ours = common.knn_accuracy(*data, k=k, temperature=temperature)
+    assert ours == pytest.approx(knn_loop(*data, k, temperature))
 
 
-def test_knn_ties_go_to_the_class_of_the_nearest_neighbour():
-    angle = torch.tensor([0.1, 0.2, 0.3, 0.4])
-    train = torch.stack([angle.cos(), angle.sin()], 1)
-    test = torch.tensor([[1.0, 0.0]])
-    for labels in ([1, 0, 0, 1], [0, 1, 1, 0], [2, 1, 2, 1]):
-        y = torch.tensor(labels)
-        assert common.knn_accuracy(train, y, test, y[:1], k=4, temperature=None) == 100
+@pytest.mark.parametrize("labels", [[1, 0, 0, 1], [0, 1, 1, 0], [2, 1, 2, 1]])
+def test_knn_ties_go_to_the_class_of_the_nearest_neighbour(labels):
+    train = torch.tensor([[1.0, 0.1], [1.0, 0.2], [1.0, 0.3], [1.0, 0.4]])
+    y = torch.tensor(labels)
+    assert common.knn_accuracy(train, y, torch.tensor([[1.0, 0.0]]), y[:1], k=4, temperature=None) == 100
 
 
 def test_linear_probe_meets_its_optimality_condition():
@@ -66,55 +60,118 @@ def test_linear_probe_meets_its_optimality_condition():
 
 
 def test_linear_probe_is_deterministic_and_as_good_as_a_long_adam_run():
-    data = clusters(600, 2000, dim=20, classes=8)
+    train_h, train_y, test_h, test_y = data = clusters(600, 2000, dim=20, classes=8)
     top1, top5 = common.linear_probe(*data)
     assert (top1, top5) == common.linear_probe(*data) and top5 > top1
-    train_h, train_y, test_h, test_y = data
-    mean, std = train_h.mean(0), train_h.std(0)
+    std, mean = torch.std_mean(train_h, 0)
     model = torch.nn.Linear(20, 8).double()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
-    for _ in range(1500):
+    for _ in range(1000):
         optimizer.zero_grad()
-        (
-            F.cross_entropy(model((train_h - mean) / std), train_y) + 5e-4 * model.weight.square().sum()
-        ).backward()
+        loss = F.cross_entropy(model((train_h - mean) / std), train_y)
+        (loss + 5e-4 * model.weight.square().sum()).backward()
         optimizer.step()
     adam = 100 * (model((test_h - mean) / std).argmax(1) == test_y).double().mean().item()
     assert abs(top1 - adam) < 1.5
 
 
 def test_linear_probe_does_not_depend_on_the_order_of_the_images():
-    train_h, train_y, test_h, test_y = clusters(1000, 1000, dim=60, classes=10)
-    by_class = torch.argsort(train_y * 1000 + torch.arange(1000) % 97)
-    counts = torch.bincount(train_y).min()
-    periodic = torch.stack([(train_y == label).nonzero()[:counts, 0] for label in range(10)], 1).flatten()
-    scores = [common.linear_probe(train_h[i], train_y[i], test_h, test_y)[0] for i in (by_class, periodic)]
+    h, y, test_h, test_y = clusters(1000, 1000, dim=40, classes=10)
+    order = y.argsort(stable=True)
+    rank = torch.cat([torch.arange(int((y == label).sum())) for label in range(10)])
+    periodic = order[rank.argsort(stable=True)]  # 0 1 2 … 9 0 1 …
+    scores = [common.linear_probe(h[i], y[i], test_h, test_y)[0] for i in (order, periodic)]
     assert abs(scores[0] - scores[1]) < 3
 
 
-def test_linear_probe_chooses_the_penalty_that_predicts_best():
-    # Noisy labels need a strong penalty, a class that hides in dimensions of little variance a weak one.
+def noisy_labels():
     generator = torch.Generator().manual_seed(0)
     h = torch.randn(4200, 100, generator=generator)
     signal, noise = torch.randn(2, 4200, 1, generator=generator)
-    mixed = h @ torch.diag(torch.exp(-0.1 * torch.arange(100))) @ torch.randn(100, 100, generator=generator)
-    cases = (
-        (h + signal / 2, (signal + noise > 0).long()[:, 0], 300),
-        (mixed, (h[:, 40:].sum(1) > 0).long(), 2000),
-    )
-    for (features, labels, n), (right, wrong) in zip(cases, ((1e-1, 1e-5), (1e-5, 1e-1))):
-        std, mean = torch.std_mean(features[:n].double(), 0, correction=0)
-        z, accuracy = (features.double() - mean) / std, {}
-        for l2 in (right, wrong):
-            weight = common.logistic_regression(z[:n], labels[:n], 2, l2)
-            scores = z[n:] @ weight[:, :-1].T + weight[:, -1]
-            accuracy[l2] = 100 * (scores.argmax(1) == labels[n:]).double().mean().item()
-        chosen = common.linear_probe(features[:n], labels[:n], features[n:], labels[n:])[0]
-        assert accuracy[right] > accuracy[wrong] + 5 and chosen > accuracy[right] - 2
+    return h + signal / 2, (signal + noise > 0).long()[:, 0], 300
+
+
+def class_in_dimensions_of_little_variance():
+    h = normal(3000, 60)
+    mixed = h @ torch.diag(torch.exp(-0.15 * torch.arange(60))).double() @ normal(60, 60, seed=1)
+    return mixed, (h[:, 25:].sum(1) > 0).long(), 1500
+
+
+@pytest.mark.parametrize(
+    "case, right, wrong", [(noisy_labels, 1e-1, 1e-5), (class_in_dimensions_of_little_variance, 1e-5, 1e-1)]
+)
+def test_linear_probe_chooses_the_penalty_that_predicts_best(case, right, wrong):
+    h, y, n = case()
+    z = ((h - h[:n].mean(0)) / h[:n].std(0, correction=0)).double()
+    accuracy = {}
+    for l2 in (right, wrong):
+        weight = common.logistic_regression(z[:n], y[:n], 2, l2)
+        scores = z[n:] @ weight[:, :-1].T + weight[:, -1]
+        accuracy[l2] = 100 * (scores.argmax(1) == y[n:]).double().mean().item()
+    chosen = common.linear_probe(h[:n], y[:n], h[n:], y[n:])[0]
+    assert accuracy[right] > accuracy[wrong] + 5 and chosen > accuracy[right] - 2
+
+
+def test_linear_probe_takes_few_classes_few_images_and_dead_dimensions():
+    y = torch.arange(12) % 2
+    h = torch.randn(12, 5)
+    h[:, 0] = y * 4.0
+    h[:, 2] = 0
+    assert common.linear_probe(h, y, h, y) == (100, 100)
+    assert common.linear_probe(h[:4], y[:4], h, y)[1] == 100
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_spectrum_equals_numpys_svd_of_the_covariance(normalize):
+    h = normal(200, 12).numpy() * np.logspace(0, -4, 12) + 1
+    x = h / np.linalg.norm(h, axis=1, keepdims=True) if normalize else h
+    ours = common.covariance_spectrum(torch.tensor(h), normalize)
+    assert ours.dtype == common.covariance_spectrum(torch.tensor(h).float()).dtype == torch.float64
+    np.testing.assert_allclose(ours, np.linalg.svd(np.cov(x.T), compute_uv=False), rtol=1e-6, atol=1e-16)
+
+
+@pytest.mark.parametrize("n", [100, 6])
+def test_rankme_equals_its_definition(n):
+    h = normal(n, 8) * torch.tensor([5, 4, 3, 2, 1, 0.5, 0.4, 0.3]) + 0.5
+    s = np.linalg.svd(h.numpy(), compute_uv=False)
+    p = s / s.sum() + 1e-7
+    assert common.rankme(h) == pytest.approx(math.exp(-(p * np.log(p)).sum()), rel=1e-5)
+
+
+def test_ranks_count_what_stands_before_a_cliff():
+    spectrum = np.array([1.0] * 5 + [5e-3] * 2 + [5e-4] * 3 + [5e-6] * 4 + [1e-14] * 6)
+    found = common.ranks(torch.tensor(3 * spectrum))
+    p = spectrum[:14] / spectrum[:14].sum()
+    assert found.pop("entropy_rank") == pytest.approx(math.exp(-(p * np.log(p)).sum()), rel=1e-12)
+    assert found == {"rank_1e-2": 5, "rank_1e-3": 7, "rank_1e-5": 10}
+
+
+LOW_RANK = normal(32, 5) @ normal(5, 20, seed=1)
+SIX = F.pad(normal(500, 6), (0, 10))
+SHIFTED = SIX + 1000 * (torch.arange(16) == 12)
+MOST_DEAD = normal(500, 16) * torch.tensor([1, 2, 3, 1] + [1e-3] * 12)
+KNOWN = {  # features, their rank, dead coordinates
+    "six dimensions": (SIX, 6, range(6, 16)),
+    "six dimensions and a large mean": (SHIFTED, 6, range(6, 16)),
+    "a weight of low rank": (normal(500, 20, seed=2) @ LOW_RANK.T, 5, ()),
+    "more dead than alive": (MOST_DEAD, 4, range(4, 16)),
+    "no variance at all": (torch.zeros(10, 3), 0, range(3)),
+}
+
+
+@pytest.mark.parametrize("case", KNOWN)
+def test_ranks_and_dead_coordinates_are_those_of_the_construction(case):
+    h, rank, dead = KNOWN[case]
+    found = common.rank_statistics(h)
+    assert found["rank_1e-3"] == rank and found["dead"] == list(dead)
+
+
+def test_a_large_mean_rules_rankme():
+    assert common.rankme(SIX) > 5.9 and common.rankme(SHIFTED) < 1.1
 
 
 def test_min_max_ratio_is_its_double_loop():
-    z = np.random.default_rng(0).normal(size=(12, 4))
+    z = normal(12, 4).numpy()
     z /= np.linalg.norm(z, axis=1, keepdims=True)
     ratios = []
     for i in range(12):
@@ -124,107 +181,120 @@ def test_min_max_ratio_is_its_double_loop():
     assert common.min_max_ratio(torch.ones(5, 1)) == 0  # all at one place
 
 
-def test_features_that_are_not_finite_and_labels_below_0_are_refused():
-    h, y = torch.randn(20, 4), torch.arange(20) % 2
-    for method in (common.knn_accuracy, common.linear_probe):
-        for bad_h, bad_y in ((h * math.nan, y), (h / 0, y), (h, y - 1)):
-            for arguments in ((bad_h, bad_y, h, y), (h, y, bad_h, bad_y)):
-                with pytest.raises(common.UserError, match="finite"):
-                    method(*arguments)
-        graph = h.clone().requires_grad_()
-        assert method(graph, y.int(), h, y.byte()) == method(h, y, h, y)
-
-
-def test_linear_probe_takes_few_classes_few_images_and_dead_dimensions():
-    h = torch.randn(12, 5)
-    h[:, 2] = 0
-    y = torch.arange(12) % 2
-    h[:, 0] = y * 4.0
-    assert common.linear_probe(h, y, h, y) == (100, 100)
-    assert common.linear_probe(h[:4], y[:4], h, y)[1] == 100
-
-
-@pytest.mark.parametrize("normalize", [True, False])
-def test_spectrum_equals_numpys_svd_of_the_covariance(normalize):
-    features = np.random.default_rng(0).standard_normal((200, 12)) * np.logspace(0, -4, 12) + 1
-    x = features / np.linalg.norm(features, axis=1, keepdims=True) if normalize else features
-    expected = np.linalg.svd(np.cov(x.T), compute_uv=False)
-    ours = common.covariance_spectrum(torch.tensor(features), normalize)
-    assert ours.dtype == torch.float64 and ours.shape == (12,)
-    np.testing.assert_allclose(ours.numpy(), expected, rtol=1e-6, atol=1e-16)
-    assert common.covariance_spectrum(torch.tensor(features).float()).dtype == torch.float64
-
-
-def test_rankme_equals_its_definition():
-    features = np.random.default_rng(0).standard_normal((100, 8)) @ np.diag([5, 4, 3, 2, 1, 1e-3, 0, 0]) + 0.5
-    s = np.linalg.svd(features, compute_uv=False)
-    p = s / s.sum() + 1e-7
-    assert common.rankme(torch.tensor(features)) == pytest.approx(math.exp(-(p * np.log(p)).sum()), rel=1e-9)
-    assert common.rankme(torch.eye(16)) == pytest.approx(16, rel=1e-4)
-
-
-@pytest.fixture(scope="module")
-def model():
+@pytest.fixture(params=["resnet18", "mlp"])
+def model(request):
+    """Encoder, projector, images as a data set; BatchNorms are not those of a new network."""
     torch.manual_seed(0)
-    encoder = common.resnet(width=4)
+    flags = ["--arch", request.param, "--width", "4", "--image-size", "12", "--stem", "cifar"]
+    encoder = common.make_encoder(common.arguments("").parse_args(flags))
     head = common.projector("mlp", encoder.dim, out=6)
-    encoder(torch.randn(8, 3, 16, 16))  # BatchNorm statistics that are not the initial ones
-    return encoder, head, torch.randint(0, 256, (300, 3, 16, 16), dtype=torch.uint8)
+    head(encoder(torch.randn(8, 3, 12, 12)))
+    for norm in batchnorms(encoder):
+        torch.nn.init.normal_(norm.weight, 1, 0.1)
+        torch.nn.init.normal_(norm.bias)
+    x = torch.randint(0, 256, (260, 3, 12, 12), dtype=torch.uint8)
+    y = torch.arange(260) % 3
+    return encoder, head, common.Dataset("x", x[:200], y[:200], x, y, "abc")
 
 
+def batchnorms(*modules):
+    return [n for m in modules for n in m.modules() if isinstance(n, torch.nn.modules.batchnorm._BatchNorm)]
+
+
+@torch.no_grad()
 def test_features_are_the_layers_outputs(model):
-    encoder, head, x = model
-    found = common.features(encoder, head, x)
-    images = common.normalize(x)
+    encoder, head, data = model
+    found = common.features(encoder, head, data.x_test)
+    assert encoder.training and head.training
     encoder.eval(), head.eval()
-    with torch.no_grad():
-        h = encoder(images)
-        block = encoder.maxpool(encoder.relu(encoder.bn1(encoder.conv1(images))))
-        block = encoder.layer4[0](encoder.layer3(encoder.layer2(encoder.layer1(block))))
-        expected = {
-            "h": h,
-            "penultimate": block.mean((2, 3)),
-            "z": head(h),
-            "projector_hidden": head[2](head[1](head[0](h))),
-        }
+    images = common.normalize(data.x_test)
+    h = encoder(images)
+    expected = {"h": h, "z": head(h), "projector_hidden": head[2](head[1](head[0](h)))}
+    if isinstance(encoder, common.MLP):
+        expected["penultimate"] = encoder.layer2(encoder.layer1(images.flatten(1)).relu()).relu()
+    else:
+        stage = encoder.relu(encoder.bn1(encoder.conv1(images)))
+        stage = encoder.layer3(encoder.layer2(encoder.layer1(stage)))
+        expected |= {"layer3": stage.mean((2, 3)), "penultimate": encoder.layer4[0](stage).mean((2, 3))}
     assert found.keys() == expected.keys()
     for layer, value in expected.items():
-        assert torch.allclose(found[layer], value, atol=1e-5), layer
-    encoder.train(), head.train()
-    assert "projector_hidden" not in common.features(encoder, common.projector("linear", 32), x)
+        torch.testing.assert_close(found[layer], value, rtol=1e-4, atol=1e-5)
 
 
-def test_evaluation_leaves_weights_and_batchnorm_statistics_alone(model):
-    encoder, head, x = model
-    before = copy.deepcopy([encoder.state_dict(), head.state_dict()])
-    y = torch.arange(300) % 3
-    common.evaluate(encoder, head, common.Dataset("x", x, y, x[:60], y[:60], "abc"))
-    for was, module in zip(before, (encoder, head)):
-        assert module.training
-        for name, value in module.state_dict().items():
-            assert torch.equal(value, was[name]), name
+def test_layers_that_are_not_there_are_null(model):
+    encoder, _, data = model
+    linear = common.projector("linear", encoder.dim)
+    spectra = common.layer_statistics(encoder, linear, data.x_test)["spectra"]
+    absent = {layer for layer, values in spectra.items() if values is None}
+    assert absent == {"projector_hidden", *["layer3"] * isinstance(encoder, common.MLP)}
+    assert common.layer_statistics(encoder, None, data.x_test)["spectra"]["z"] is None
 
 
-def test_layer_statistics_hold_what_the_figures_need(model):
-    encoder, head, x = model
-    found, statistics = common.features(encoder, head, x), common.layer_statistics(encoder, head, x)
-    for layer, values in found.items():
-        np.testing.assert_allclose(
-            statistics["spectra"][layer], common.covariance_spectrum(values), rtol=1e-5
-        )
+@pytest.mark.parametrize("function", [common.evaluate, common.start_statistics])
+def test_evaluation_leaves_weights_and_batchnorm_statistics_alone(model, function):
+    modules = torch.nn.ModuleList(model[:2])
+    before = copy.deepcopy(modules.state_dict())
+    function(*model)
+    assert modules[0].training and modules[1].training
+    torch.testing.assert_close(modules.state_dict(), before, rtol=0, atol=0)
+
+
+def test_start_statistics_are_those_of_batchnorms_that_saw_the_training_images(model):
+    encoder, head, data = model
+    for norm in batchnorms(encoder, head):
+        norm.reset_running_stats()
+    start = common.start_statistics(*model)
+    for norm in batchnorms(encoder, head):
+        norm.momentum = 1.0  # one batch, and its statistics replace what was there
+    head(encoder(common.normalize(data.x_train)))
+    found = common.layer_statistics(encoder, head, data.x_test)
+    for key in ("spectra", "bare_spectra", "weight_spectra"):
+        for layer, values in found[key].items():
+            assert (values is None) == (start[key][layer] is None)
+            np.testing.assert_allclose(start[key][layer] or 0, values or 0, rtol=2e-3, atol=1e-7)
+    assert start["knn200"] == pytest.approx(common.knn_accuracy(*common.representations(encoder, data)))
+
+
+def test_layer_statistics_hold_spectra_and_heat_maps_of_every_layer(model):
+    encoder, head, data = model
+    statistics = common.layer_statistics(encoder, head, data.x_test)
+    for layer, values in common.features(encoder, head, data.x_test).items():
         c = np.cov(F.normalize(values.double(), dim=1).numpy().T)
+        for key, matrix in (("spectra", c), ("bare_spectra", np.cov(values.double().numpy().T))):
+            sigma = np.linalg.svd(matrix, compute_uv=False)
+            np.testing.assert_allclose(statistics[key][layer], sigma, rtol=1e-4, atol=1e-12 * sigma[0])
         c /= np.diag(c).mean()
         off = np.abs(c[~np.eye(len(c), dtype=bool)]).mean()
         assert statistics["covariance"][layer]["offdiagonal"] == pytest.approx(off)
         np.testing.assert_allclose(statistics["covariance"][layer]["block"], c[:32, :32], atol=6e-4)
-    convolution, norm = encoder.layer4[1].conv2, encoder.layer4[1].bn2
-    bare = [row.square().sum().item() for row in convolution.weight]
-    np.testing.assert_allclose(statistics["row_norms"]["bare"], bare, rtol=1e-5)
-    gamma, variance = norm.weight.detach().numpy(), norm.running_var.numpy()
-    np.testing.assert_allclose(
-        statistics["row_norms"]["folded"], gamma**2 / (variance + norm.eps) * bare, rtol=1e-5
-    )
-    np.testing.assert_allclose(
-        statistics["row_norms"]["variance"], found["h"].numpy().var(0, ddof=1), rtol=1e-4
-    )
-    assert common.layer_statistics(encoder, None, x)["spectra"]["z"] is None
+
+
+def test_row_norms_equal_numpys(model):
+    encoder, head, data = model
+    layers = {key: h.numpy() for key, h in common.features(encoder, head, data.x_test).items()}
+    end, norm = common.encoder_end(encoder)
+    bare = (end.weight.detach().flatten(1).numpy() ** 2).sum(1)
+    expected = {"bare": bare, "folded": bare}
+    for prefix, h in (("", layers["h"]), ("penultimate_", layers["penultimate"])):
+        expected |= {f"{prefix}variance": h.var(0, ddof=1), f"{prefix}open": (h > 0).mean(0)}
+    if norm:
+        gamma, beta = (p.detach().numpy() for p in norm.parameters())
+        folded = gamma**2 / (norm.running_var.numpy() + norm.eps) * bare
+        expected |= {"gamma": gamma, "beta": beta, "folded": folded}
+    found = common.layer_statistics(encoder, head, data.x_test)["row_norms"]
+    assert found.keys() == expected.keys()
+    for key, values in expected.items():
+        np.testing.assert_allclose(found[key], values, rtol=1e-4, atol=1e-10)
+
+
+def test_weight_spectra_equal_numpys_svd(model):
+    encoder, head, _ = model
+    mlp = isinstance(encoder, common.MLP)
+    names = ("layer1", "layer2", "layer3") if mlp else ("layer4.1.conv1", "layer4.1.conv2")
+    expected = {name: encoder.get_submodule(name) for name in names}
+    expected |= {f"projector.{i}": head[i] for i in (0, 3)}
+    found = common.weight_spectra(encoder, head)
+    assert found.keys() == expected.keys()
+    for name, module in expected.items():
+        sigma = np.linalg.svd(module.weight.detach().flatten(1).double().numpy(), compute_uv=False)
+        np.testing.assert_allclose(found[name], sigma, rtol=1e-4)

@@ -1,9 +1,10 @@
-"""The run plan: what make would run, what a budget starts and stops."""
+"""The plan: which runs, in which order; what is done, what a budget starts and stops; signals and kills."""
 
 import json
 import os
-import re
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -12,294 +13,229 @@ import pytest
 from conftest import ROOT, run_process
 
 import plan
+import rows
+
+# A script as the plan sees one: it locks its folder, saves when it is stopped, waits where there is a gate.
+SCRIPT = f"""
+import fcntl, json, os, pathlib, signal, sys
+out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
+out.mkdir(parents=True, exist_ok=True)
+fcntl.flock(os.open(out, os.O_RDONLY), fcntl.LOCK_EX)
+def stop(number, _):
+    (out / "checkpoint.pt").touch()
+    sys.exit(128 + number)
+signal.signal(signal.SIGINT, stop), signal.signal(signal.SIGTERM, stop)
+result = json.load(open("{ROOT}/results/mini/cifar10/" + out.parts[-2] + "/seed0.json"))
+(out / "config.json").write_text(json.dumps(result["config"]))
+print("é ready", os.environ.get("OMP_NUM_THREADS"), sys.argv[-1], flush=True)
+if os.path.exists("gate"):
+    open("gate").read()
+codes = json.load(open("codes")) if os.path.exists("codes") else {{}}
+if out.parts[-2] in codes:
+    sys.exit(codes[out.parts[-2]])
+(out / "result.json").write_text(json.dumps(result))
+"""
+TABLE_2 = ("run", "table2", "--scale=mini", "--seeds=0", "--datasets=cifar10")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty folder with such scripts, which is the current one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for name in ("simclr.py", "directclr.py"):
+        (tmp_path / name).write_text(SCRIPT)
+    return tmp_path
+
+
+def run_of(row, scale="mini", seed=0):
+    return plan.Run(scale, "cifar10", row, seed)
+
+
+def config_of(row):
+    return json.loads((ROOT / f"results/mini/cifar10/{row}/seed0.json").read_text())["config"]
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
 
 
 def make(folder, *arguments):
     shutil.copy(ROOT / "Makefile", folder)
-    for name in ("plan.py", "simclr.py", "directclr.py", "common.py"):
-        if not (folder / name).exists():
-            (folder / name).symlink_to(ROOT / name)
-    command = ["make", f"PY={sys.executable}", *arguments]
     # the variables of a make that runs these tests are not theirs
     env = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MFLAGS", "DATA")}
-    return subprocess.run(
-        command, cwd=folder, env=env, capture_output=True, text=True, timeout=240, check=False
-    )
+    command = ["make", f"PY={sys.executable}", *arguments]
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
 
 
-def planned(folder, *arguments):
-    """[(result, script and flags without those that every run has)] of what make would run."""
-    done = make(folder, "-n", *arguments)
-    assert done.returncode == 0, done.stderr
-    runs = re.findall(
-        r"plan.py run (\S+) -- \S+ (.*?) --dataset (.*?) --data-dir data --seed (\d+) --out (\S+) --resume",
-        " ".join(done.stdout.replace("\\\n", " ").split()),
-    )
-    for result, _, data, seed, out in runs:
-        name = result.removeprefix("results/").removesuffix(".json")
-        assert out == f"runs/{name}" and name.endswith(f"/seed{seed}")
-        assert name.split("/")[1] == data.removeprefix("data/").removesuffix(" --image-size 64")
-    return [(result, command) for result, command, *_ in runs]
+def test_runs_come_seed_by_seed_in_the_order_of_rows_and_those_of_aliases_once():
+    names = "cs-d200-k0 cs-d200-kinv cs-d200-k1 cs-d400-k0 cs-d400-kinv cs-d400-k1 cs cs-d480-kinv cs-d480-k1"
+    places = [(data, name, k) for k in (3, 0) for data in ("stl10", "cifar10") for name in names.split()]
+    runs = plan.runs_of(["table1"], "short", [3, 0], ["stl10", "cifar10"])
+    assert list(map(str, runs)) == [f"short/{data}/{name}/seed{k}" for data, name, k in places]
+    every = [run.row for run in plan.runs_of(rows.TABLES, "paper", [0], ["cifar10"])]
+    assert every == [row.name for row in rows.ROWS if not row.same_as]
 
 
-REG = {
-    "": "",
-    "-werank": " --reg werank",
-    "-lastlayer": " --reg lastlayer",
-    "-sparsehead": " --reg sparsehead",
-}
-TABLE_2 = {
-    row + reg: line + REG[reg]
-    for row, line in {
-        "simclr": "simclr.py",
-        "noproj": "simclr.py --no-projector",
-        "directclr": "directclr.py",
-        "cs": "simclr.py --no-projector --fixed-dims 32",
-    }.items()
-    for reg in ("", "-lastlayer", "-werank")
-}
-TABLE_1 = {
-    f"cs-d{d0}-{name}": f"simclr.py --no-projector --fixed-dims {512 - d0} --fixed-value {value}"
-    for d0 in (200, 400, 480)
-    for name, value in (("k0", "0"), ("kinv", "0.0441942"), ("k1", "1"))
-}
-DIRECTCLR = {
-    "simclr": "simclr.py",
-    "noproj": "simclr.py --no-projector",
-    "directclr": "directclr.py",
-    **{f"simclr-{p}": f"simclr.py --projector {p}" for p in ("linear", "orthogonal", "diagonal", "lowrank")},
-    "simclr-lowrank-diagonal": "simclr.py --projector lowrank-diagonal",
-    "directclr-random": "directclr.py --subvector random",
-    **{f"directclr-d{d}": f"directclr.py --dim {d}" for d in (8, 32, 128, 256, 512)},
-}
-BARLOW = {
-    row + reg: line + REG[reg]
-    for row, line in {"barlow": "barlow.py", "barlow-noproj": "barlow.py --no-projector"}.items()
-    for reg in ("", "-lastlayer", "-werank")
-    if row + reg != "barlow-lastlayer"
-}
+@pytest.mark.parametrize("targets", [["all"], [*rows.TABLES]], ids=["all", "tables"])
+def test_make_hands_all_tables_to_plans_of_one_deadline_and_then_reports(folder, targets):
+    variables = ("SCALE=short", "SEEDS=0 1", "DATASETS=stl10", "BUDGET=9m", "JOBS=2", "DATA=d")
+    lines = [shlex.split(line) for line in make(folder, "-n", *targets, *variables).stdout.splitlines()]
+    plans = [line[line.index("plan.py") + 1 :] for line in lines if "plan.py" in line]
+    options = ["--scale=short", "--seeds=0 1", "--datasets=stl10", "--data=d", "--jobs=2", "--budget=9m"]
+    tables = [[*rows.TABLES]] if targets == ["all"] else [[table] for table in rows.TABLES]
+    assert [line[:-1] for line in plans] == [["run", *names, *options] for names in tables]
+    assert len({line[-1] for line in plans}) == 1 and plans[0][-1].startswith("--since=")
+    last = ["--figures"] if targets == ["all"] else ["--table", "weights", "--scale", "short"]
+    assert [sys.executable, "report.py"] in lines and lines[-1][1:] == ["report.py", *last]
+    assert "--budget" not in make(folder, "-n", *targets).stdout
 
 
 @pytest.mark.parametrize(
-    "target, rows",
-    [("table2", TABLE_2), ("table1", TABLE_1), ("directclr-tables", DIRECTCLR), ("barlow", BARLOW)],
-)
-def test_a_table_is_its_documented_runs_seed_by_seed(tmp_path, target, rows):
-    assert planned(tmp_path, target, "SCALE=short", "SEEDS=0 3") == [
-        (f"results/short/{data}/{row}/seed{k}.json", f"{line} --epochs 50")
-        for k in "03"
-        for data in ("cifar10", "cifar100")
-        for row, line in rows.items()
-    ]
-
-
-@pytest.mark.parametrize(
-    "data, rate, epochs",
-    [("cifar100", "3e-3", 1000), ("stl10", "2e-3", 2000), ("tiny-imagenet", "2e-3", 1000)],
-)
-def test_the_sparsehead_table_has_sparseheads_recipe(tmp_path, data, rate, epochs):
-    recipe = (
-        f"--batch-size 512 --optimizer adam --lr {rate} --weight-decay 1e-6 --epochs {epochs} "
-        "--crop-scale 0.2 1 --grey-p 0.1"
-    )
-    lines = {
-        "sh-simclr": "simclr.py --embedding 512 --temperature 0.5",
-        "sh-byol": "byol.py",
-        "sh-barlow": "barlow.py",
-        "sh-simclr-linear": "simclr.py --projector linear --embedding 512 --temperature 0.5",
-        "sh-resnet50": "simclr.py --arch resnet50 --embedding 2048 --temperature 0.5",
-    }
-    expected = [("sh-noproj", f"simclr.py --no-projector --temperature 0.5 {recipe}")]
-    for row, line in lines.items():
-        expected += [(row, f"{line} {recipe}"), (f"{row}-sparsehead", f"{line} {recipe} --reg sparsehead")]
-    assert planned(tmp_path, "sparsehead-table", "SEEDS=4", f"DATASETS={data}") == [
-        (f"results/paper/{data}/{row}/seed4.json", line) for row, line in expected
-    ]
-
-
-def test_mini_keeps_the_papers_shares_of_64_dimensions(tmp_path):
-    rows = dict(planned(tmp_path, "table1", "directclr-tables", "table2", "SCALE=mini", "SEEDS=0"))
-    mini = " --train-size 5000 --width 8 --epochs 5 --batch-size 128"
-    for row, line in {
-        "cs-d200-k0": "simclr.py --no-projector --fixed-dims 39 --fixed-value 0",  # 312 · 64/512
-        "cs-d400-kinv": "simclr.py --no-projector --fixed-dims 14 --fixed-value 0.125",  # 112 · 64/512, 1/√64
-        "cs-d480-k1": "simclr.py --no-projector --fixed-dims 4 --fixed-value 1",
-        "cs-werank": "simclr.py --no-projector --fixed-dims 4 --reg werank",
-        "directclr-d8": "directclr.py --dim 1",
-        "directclr-d512": "directclr.py --dim 64",
-    }.items():
-        assert rows[f"results/mini/cifar10/{row}/seed0.json"] == line + mini
-
-
-def test_all_is_every_table_once_then_the_report(tmp_path):
-    done = make(tmp_path, "-n", "all", "SEEDS=0", "DATASETS=cifar10")
-    runs = re.findall(r"plan.py run (\S+)", done.stdout)
-    assert len(runs) == len(set(runs)) == 12 + 9 + 11 + 5 + 11
-    assert (
-        done.stdout.index("toy_linear.py")
-        < done.stdout.rindex("plan.py run")
-        < done.stdout.rindex("report.py")
-    )
-    assert "report.py" in make(tmp_path, "-n", "report").stdout
-    assert "report.py --figures" in make(tmp_path, "-n", "figures").stdout
-
-
-@pytest.mark.parametrize(
-    "row, scale, why", [("simclr", "paper", "not of SCALE=paper"), ("x", "mini", "row x")]
-)
-def test_a_result_has_a_row_and_the_scale_that_make_runs_at(tmp_path, row, scale, why):
-    done = make(tmp_path, f"results/mini/cifar10/{row}/seed0.json", f"SCALE={scale}")
-    assert done.returncode == 2 and why in done.stderr and len(done.stderr.splitlines()) == 1
-    assert not (tmp_path / "runs").exists()
-
-
-@pytest.mark.parametrize(
-    "line", ["list foo", "list results/a.json", "run foo -- true", "run {} --", "run {} -- no"]
-)
-def test_the_plan_refuses_what_is_no_result_and_no_command(tmp_path, line):
-    line = line.format("results/mini/cifar10/simclr/seed0.json").split()
-    done = run_process(tmp_path, ROOT / "plan.py", *line)
-    assert done.returncode == 2 and "error:" in done.stderr and "Traceback" not in done.stderr
-    assert not list(tmp_path.iterdir())
-
-
-def test_finished_runs_are_skipped(tmp_path):
-    for row in TABLE_2:
-        if row != "cs":
-            path = tmp_path / f"results/paper/cifar10/{row}/seed0.json"
-            path.parent.mkdir(parents=True)
-            path.write_text("{}")
-    runs = planned(tmp_path, "table2", "SEEDS=0", "DATASETS=cifar10")
-    assert [result for result, _ in runs] == ["results/paper/cifar10/cs/seed0.json"]
-
-
-@pytest.mark.parametrize(
-    "argument",
+    "bad",
     [
-        "BUDGET=9x",
-        "BUDGET=-3m",
-        "BUDGET=m",
-        "BUDGET=1.5h",
-        "BUDGET=9999999999h",
-        "SCALE=huge",
-        "SCALE=%",
-        "SEEDS=",
-        "SEEDS=abc",
-        "SEEDS=-1",
-        "SEEDS=0,1",
-        "SEEDS=1 02",
-        "DATASETS=",
-        "DATASETS=CIFAR10",
-        "DATASETS=data/cifar10",
+        *("--budget=9x", "--budget=-3m", "--budget=m", "--budget=1.5h", "--budget=9999999999h", "--jobs=0"),
+        *("--seeds=", "--seeds=abc", "--seeds=-1", "--seeds=0,1", "--seeds=1 02", "--scale=huge", "table9"),
+        *("--datasets=", "--datasets=CIFAR10", "--datasets=data/cifar10", "--datasets=imagenet", "--scale=%"),
     ],
 )
-def test_a_bad_variable_is_one_line_and_exit_code_2(tmp_path, argument):
-    done = make(tmp_path, "table2", argument)
-    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
-    assert argument in done.stderr and not (tmp_path / "runs").exists()
+def test_a_bad_argument_is_one_line_and_exit_code_2(folder, script, bad):
+    done = script("plan.py", *TABLE_2, bad)
+    assert done.returncode == 2 and len(done.err.splitlines()) == 1 and bad.split("=")[-1] in done.err
+    assert not (folder / "runs").exists()
 
 
-def timed_run(row, epochs, finished, scale="short", device="d", seconds=60.0, rest=30.0):
-    """A folder in runs/ as a run of 10 epochs leaves it."""
-    folder = plan.Path("runs", scale, "cifar10", row, "seed0")
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"device": device, "arguments": {"epochs": 10}}))
-    lines = [{"epoch": i + 1, "seconds": 20 + seconds * (i + 1)} for i in range(epochs)]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    os.utime(folder / "config.json", (1000, 1000))
+def test_a_bad_variable_is_that_line_and_ctrl_c_during_imports_no_traceback(folder):
+    shutil.copy(ROOT / "plan.py", folder)
+    shutil.copy(ROOT / "rows.py", folder)
+    done = make(folder, "table2", "SEEDS=0,1")
+    assert done.returncode == 2 and "--seeds: '0,1' must be whole numbers" in done.stderr and not done.stdout
+    write(folder / "rows.py", "import os, signal; os.kill(os.getpid(), signal.SIGINT)")
+    done = run_process(folder, "plan.py", *TABLE_2)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
+def test_results_of_their_row_are_skipped_others_trained_again_and_failures_named(folder, script):
+    good, older, damaged = (run_of(name) for name in ("simclr", "simclr-werank", "simclr-lastlayer"))
+    for run, epochs in ((good, 5), (older, 200), (damaged, 5)):
+        config = config_of(run.row)
+        config["arguments"]["epochs"] = epochs
+        write(run.folder / "config.json", config)
+        write(run.result, "{" if run == damaged else {"config": config})
+    write(run_of("noproj").folder / "config.json", config)
+    codes = {"noproj": 0, "noproj-werank": 3, "directclr": 2}  # 0 without a result; 2 ends the plan
+    write(folder / "codes", codes)
+    done = script("plan.py", *TABLE_2)
+    assert f"{older.result} is of an older recipe (epochs 200, not 5): trained again\n" in done.out
+    assert f"{damaged.result} is damaged: trained again\n" in done.out
+    assert f"{run_of('noproj').folder} is of an older recipe (reg lastlayer, not none, " in done.out
+    ready = [line.split()[-1] for line in done.out.splitlines() if " ready " in line]
+    assert ready == ["--overwrite", "--resume", "--overwrite", *["--resume"] * 3] and done.returncode == 1
+    for name, code in codes.items():
+        assert f"{name}/seed0 ended with exit code {code}, log runs/mini/cifar10/{name}/seed0.log" in done.err
+    left = "next mini/cifar10/noproj/seed0, which needs ? min; all need ? min (some not timed yet)"
+    assert done.out.endswith(f"4 of 12 runs done; {left}\n")
+    os.remove("codes")
+    assert script("plan.py", *TABLE_2).out.endswith("12 of 12 runs done\n")
+    log = run_of("noproj").folder.with_suffix(".log").read_text()
+    assert log == "é ready None --overwrite\né ready None --resume\n"
+    assert json.loads(damaged.result.read_text())["config"] == config_of(damaged.row)
+
+
+def start(*arguments):
+    """A plan in a process group of its own."""
+    command = [sys.executable, ROOT / "plan.py", *TABLE_2, *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command, text=True, start_new_session=True, **pipes)
+
+
+def lines_with(process, text, count):
+    """The next lines of a process that have the text."""
+    return [next(line for line in process.stdout if text in line) for _ in range(count)]
+
+
+@pytest.mark.parametrize("number, to", [(signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill)])
+def test_a_signal_stops_both_jobs_which_save_and_the_plan_says_what_is_left(folder, number, to):
+    os.mkfifo("gate")
+    process = start("--jobs=2")
+    both = ["mini/cifar10/simclr-werank/seed0", "mini/cifar10/simclr/seed0"]
+    ready = sorted(lines_with(process, " ready ", 2))
+    assert ready == [f"{run}: é ready {max(1, os.cpu_count() // 2)} --resume\n" for run in both]
+    to(process.pid, number)
+    *stopped, last = process.communicate()[0].splitlines()
+    assert all(plan.Path("runs", run, "checkpoint.pt").exists() for run in both)
+    assert len(stopped) == 2 and all("stopped with exit code 1" in line for line in stopped)
+    assert last.startswith(f"0 of 12 runs done; next {both[1]}") and process.returncode == 128 + number
+
+
+def test_a_killed_plan_loses_no_run(folder):
+    os.mkfifo("gate")
+    killed = start()
+    lines_with(killed, " ready ", 1)
+    killed.kill()
+    following = start()
+    assert lines_with(following, "in use", 1)[0].startswith("mini/cifar10/simclr/seed0 is in use by another")
+    with open("gate", "w"):
+        os.remove("gate")
+    assert "12 of 12 runs done" in following.communicate()[0] and following.returncode == 0
+
+
+def timed_run(run, epochs, finished, seconds=60.0, device="d"):
+    """A folder in runs/ as a run leaves it."""
+    config = config_of(run.row) | {"device": device}
+    config["arguments"]["width"] = {"mini": 8, "short": 64}[run.scale]
+    lines = [json.dumps({"epoch": i + 1, "seconds": 20 + seconds * (i + 1)}) for i in range(epochs)]
+    write(run.folder / "config.json", config)
+    write(run.folder / "metrics.jsonl", "\n".join([*lines, '{"epo']))
+    os.utime(run.folder / "config.json", (1000, 1000))
     if finished:  # after a long break
-        (folder / "result.json").write_text("{}")
-        os.utime(folder / "metrics.jsonl", (1_000_000, 1_000_000))
-        os.utime(folder / "result.json", (1_000_000 + rest, 1_000_000 + rest))
-    return plan.Path("results", scale, "cifar10", row, "seed0.json")
+        write(run.folder / "result.json", "{}")
+        os.utime(run.folder / "metrics.jsonl", (1_000_000, 1_000_000))
+        os.utime(run.folder / "result.json", (1_000_030, 1_000_030))
+    return run
 
 
-def test_the_plan_tells_what_is_left_by_the_pace_of_this_scale_and_device(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    waiting = plan.Path("results/short/cifar10/noproj/seed0.json")
-    assert plan.pace("short") is None and plan.seconds_left(waiting, None) is None
-    timed_run("simclr", 10, finished=True)
-    half = timed_run("cs", 4, finished=False)
-    timed_run("simclr", 10, finished=True, scale="mini", seconds=1.0)
-    known = plan.pace("short")
-    assert known == (60.0, 20 + 15 + 30.0, 10)  # the first epoch's extra, the start, the evaluation
-    assert plan.seconds_left(waiting, known) == 665 and plan.seconds_left(half, known) == 425
-    half.parent.mkdir(parents=True)
-    half.write_text('{"config": 1}')
-    plan.show([half, waiting], brief=True)
-    assert capsys.readouterr().out == (
-        "1 of 2 runs done; next short/cifar10/noproj/seed0, which needs 11.1 min; all need 11.1 min\n"
-    )
-    newer = timed_run("noproj-werank", 10, finished=True, device="other", seconds=3.0)
-    os.utime(plan.folder_of(newer) / "config.json", (2000, 2000))
-    assert plan.pace("short")[0] == 3.0
+def test_the_plan_tells_what_is_left_by_the_pace_of_such_runs_on_the_latest_device(folder, capsys):
+    waiting = run_of("noproj")
+    assert plan.seconds_left(waiting, plan.paces()) is None
+    timed_run(run_of("simclr", seed=1), 5, finished=True)
+    timed_run(run_of("simclr-lastlayer", "short"), 5, finished=True, seconds=1.0)  # of another width
+    half = timed_run(run_of("simclr"), 2, finished=False)
+    for seed, content in ((2, "{"), (3, "[]"), (4, '{"script": 1}')):  # damaged ones tell nothing
+        write(timed_run(run_of("cs", seed=seed), 3, finished=False).folder / "config.json", content)
+    # besides the epochs: 20 s more for the first, 15 s for the start, 30 s for the evaluation
+    assert plan.seconds_left(waiting, plan.paces()) == 365 and plan.seconds_left(half, plan.paces()) == 245
+    assert plan.seconds_left(run_of("directclr"), plan.paces()) is None  # of another script
+    write(run_of("simclr-linear").result, {"config": config_of("simclr-linear")})
+    plan.show([run_of("simclr-linear"), half, waiting])
+    *table, last = capsys.readouterr().out.splitlines()
+    assert [line.split()[1:-1] for line in table] == [["done", "0.0"], ["epoch", "2", "4.1"], ["-", "6.1"]]
+    assert last == "1 of 3 runs done; next mini/cifar10/simclr/seed0, which needs 4.1 min; all need 10.2 min"
+    newer = timed_run(run_of("noproj-werank"), 5, finished=True, seconds=3.0, device="other")
+    os.utime(newer.folder / "config.json", (2000, 2000))
+    assert plan.seconds_left(waiting, plan.paces()) == 5 * 3 + 65
 
 
-def test_a_budget_starts_only_what_will_finish(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    result = timed_run("simclr", 4, finished=False)
-    (plan.folder_of(result) / "result.json").write_text("{}")  # what the command would leave
-    needed = plan.seconds_left(result, plan.pace("short"))
-    started = [sys.executable, "-c", "open('started', 'w')"]
-    monkeypatch.setenv("DEADLINE", str(time.time() + needed - 30))
-    assert plan.train(result, started) == 0 and not result.exists() and not plan.Path("started").exists()
-    monkeypatch.setenv("DEADLINE", str(time.time() + needed + 30))
-    assert plan.train(result, started) == 0 and result.exists() and plan.Path("started").exists()
+def test_a_budget_starts_only_what_will_finish(folder, script):
+    assert [plan.duration(text) for text in ("90", "90s", "9m", "2h")] == [90, 90, 540, 7200]
+    assert script("plan.py", *TABLE_2, "--budget=2h", "--since=9").out.startswith("0 of 12 runs done")
+    run = timed_run(run_of("simclr"), 4, finished=False)
+    for spare, finishes in ((-30, False), (30, True)):
+        deadline = time.time() + plan.seconds_left(run, plan.paces()) + spare
+        assert plan.Trainer("data", deadline=deadline).train(run) == 0 and run.result.exists() == finishes
 
 
-def test_damaged_files_are_named_or_tell_nothing(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    good = timed_run("simclr", 10, finished=True)
-    for row, content in (("a", "{"), ("b", "[]"), ("c", '{"a": 1}')):
-        (plan.folder_of(timed_run(row, 3, finished=False)) / "config.json").write_text(content)
-    with open(plan.folder_of(good) / "metrics.jsonl", "a") as file:
-        file.write('{"epoch"')
-    assert plan.pace("short")[0] == 60.0 and len(plan.epochs_done(plan.folder_of(good))) == 10
-    good.parent.mkdir(parents=True)
-    good.write_text("{")
-    with pytest.raises(SystemExit, match="delete it: results/short/cifar10/simclr/seed0.json"):
-        plan.show([good], brief=True)
-    assert "0 of 1 runs done" in capsys.readouterr().out
-
-
-def test_a_failed_run_is_named_with_its_command(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    result = plan.Path("results/short/cifar10/simclr/seed0.json")
-    assert plan.train(result, [sys.executable, "-c", "raise SystemExit(3)"]) == 3
-    message = "short/cifar10/simclr/seed0 ended with exit code 3, log runs/short/cifar10/simclr/seed0.log"
-    assert message in capsys.readouterr().err and not result.exists()
-
-
-def test_what_a_run_prints_is_shown_and_kept_in_its_log(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    result = plan.Path("results/short/cifar10/simclr/seed0.json")
-    failing = "import sys; print('out'); print('é', file=sys.stderr); sys.exit(1)"
-    for _ in range(2):
-        assert plan.train(result, [sys.executable, "-c", failing]) == 1
-    log = plan.Path("runs/short/cifar10/simclr/seed0.log").read_text()
-    assert log == "out\né\n" * 2 and capsys.readouterr().out.count("out\né\n") == 2
-
-
-def test_other_recipes_have_their_own_pace(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    timed_run("simclr", 10, finished=True)
-    slow = timed_run("sh-resnet50", 10, finished=True, seconds=300.0)
-    other = plan.Path("results/short/cifar10/sh-resnet50-sparsehead/seed1.json")
-    assert plan.pace(*plan.group(slow))[0] == 300 and plan.pace("short")[0] == 60
-    assert plan.seconds_left(other, plan.pace(*plan.group(other))) == 10 * 300 + 65
-    assert plan.pace(*plan.group(plan.Path("results/short/cifar10/sh-byol/seed0.json"))) is None
-
-
-def test_a_budget_stops_a_run_of_unknown_pace_and_the_next_make_continues_it(tmp_path, tiny):
-    shutil.copy(tiny, tmp_path / "cifar10.npz")
-    rows = ("table2", "SEEDS=0", "DATASETS=cifar10", "SCALE=mini", "DATA=.", "simclr=simclr.py --device cpu")
-    short = "mini=--width 4 --batch-size 32 --eval-every 0 --epochs "
-    cut = make(tmp_path, *rows, f"{short}4000", "BUDGET=15s")
-    assert cut.returncode == 0, cut.stderr
-    assert re.search(r"0 of 12 runs done; next mini/cifar10/simclr/seed0, which needs \d", cut.stdout)
-    folder = tmp_path / "runs/mini/cifar10/simclr/seed0"
-    assert (folder / "checkpoint.pt").exists() and not (folder / "result.json").exists()
-    before = len((folder / "metrics.jsonl").read_text().splitlines())
-    again = make(tmp_path, *rows, f"{short}4000", "BUDGET=15s")
-    assert again.returncode == 0 and "0 of 12" in again.stdout  # too long by the pace that is known now
-    assert len((folder / "metrics.jsonl").read_text().splitlines()) == before
+def test_a_budget_stops_a_run_of_unknown_pace_and_the_next_call_continues_it(folder, capsys, monkeypatch):
+    os.mkfifo("gate")
+    monkeypatch.setattr(plan.signal, "signal", lambda *_: None)
+    waited = []  # opening the gate waits for the run, which then waits for what comes through it
+    gate = folder / "gate"
+    monkeypatch.setattr(plan, "wait", lambda _, seconds: waited.append((seconds, gate.open("w"))))
+    run = run_of("simclr")
+    assert plan.Trainer("data", deadline=time.time() + 603).train_all([run]) == 0
+    assert 590 < waited[0][0] <= 600 and f"{run} stopped with exit code 143\n" in capsys.readouterr().out
+    assert (run.folder / "checkpoint.pt").exists() and not run.result.exists()
+    gate.unlink()
+    assert plan.Trainer("data").train(run) == 0 and "--resume" in capsys.readouterr().out
+    assert run.result.exists()

@@ -1,23 +1,28 @@
 """Whole runs: what a folder holds, interruptions of every kind, refusals, copies, figures."""
 
-import json
 import shutil
+from functools import partial
 from pathlib import Path
 
+import common
 import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import ROOT, TINY_RUN, run_process
+from conftest import ROOT, TINY_RUN, read, run_process
 
-import common
+import plot_spectra
+import simclr
 
-# Runs simclr.py with a function of common replaced by one that does something at its n-th call.
-SABOTAGE = """
-import os, runpy, signal, sys
-import torch
-sys.path.insert(0, {root!r})
-import common
+KILL = "os.kill(os.getpid(), signal.SIGKILL)"
+INTERRUPT = "os.kill(os.getpid(), signal.SIGINT)"
+TERMINATE = "os.kill(os.getpid(), signal.SIGTERM)"
+HALF_WRITTEN = f"args[1].write(b'half'); args[1].flush(); {KILL}"
+
+
+def sabotage(function, call, action):
+    """Code for `forks`: a function of common does something at its n-th call."""
+    return f"""
 original, calls = common.{function}, [0]
 def sabotaged(*args, **kwargs):
     calls[0] += 1
@@ -25,318 +30,317 @@ def sabotaged(*args, **kwargs):
         {action}
     return original(*args, **kwargs)
 common.{function} = sabotaged
-sys.argv = ["simclr.py", *sys.argv[1:]]
-runpy.run_path({script!r}, run_name="__main__")
 """
 
 
-def sabotaged(tmp_path, function, call, action, *arguments):
-    code = SABOTAGE.format(
-        root=str(ROOT), script=str(ROOT / "simclr.py"), function=function, call=call, action=action
-    )
-    return run_process(tmp_path, "-c", code, *arguments)
+@pytest.fixture
+def copied(whole, tmp_path):
+    """A copy of the whole run in tmp_path/run."""
+    return shutil.copytree(whole, tmp_path / "run")
+
+
+@pytest.fixture
+def again(script, tiny):
+    """again("--seed 1") -> code, out, err: simclr.py in tmp_path/run, in this process."""
+    return lambda flags: script("simclr.py", "--dataset", tiny, *TINY_RUN, "--out", "run", *flags.split())
 
 
 def comparable(folder):
     """All that a finished run has and that may not depend on interruptions."""
-    result = json.loads((folder / "result.json").read_text())
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    for timed in (result, *lines):
-        timed.pop("seconds"), timed.pop("images_per_second")
+    result = read(folder)
+    lines = read(folder, "metrics.jsonl")
+    for timed in (result, *result["history"], *lines):
+        del timed["seconds"], timed["images_per_second"]
     return (folder / "encoder.pt").read_bytes(), result, lines
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory, tiny):
-    """A run that nothing interrupted."""
-    folder = tmp_path_factory.mktemp("whole")
-    done = run_process(folder, ROOT / "simclr.py", "--dataset", tiny, *TINY_RUN, "--out", "run")
-    assert done.returncode == 0, done.stderr
-    return folder / "run"
-
-
 def test_a_run_folder_holds_all_that_is_promised(whole):
-    assert {p.name for p in whole.iterdir()} == {
-        "config.json",
-        "metrics.jsonl",
-        "checkpoint.pt",
-        "encoder.pt",
-        "result.json",
-    }
-    result = json.loads((whole / "result.json").read_text())
-    for key in ("knn200", "knn5", "linear_top1", "linear_top5"):
-        assert 0 <= result[key] <= 100
-    assert set(result["spectra"]) == {"h", "z", "penultimate", "projector_hidden"}
-    assert len(result["spectra"]["h"]) == 32 and len(result["spectra"]["z"]) == 128
-    assert set(result["row_norms"]) == {"bare", "folded", "variance"} and result["rankme"]["h"] > 1
-    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
-    assert [line["epoch"] for line in lines] == [1, 2, 3]
-    best = max(lines, key=lambda line: line["knn200"])
-    assert result["best"] == {"knn200": best["knn200"], "epoch": best["epoch"]}
-    assert lines[-1]["knn200"] == result["knn200"]
-    config = json.loads((whole / "config.json").read_text())
-    assert result["config"] == config
-    assert (
-        config["arguments"]["lr"] == 0.06 * 32 / 128
-        and config["torch"] == torch.__version__
-        and "git" in config
+    files = {"config.json", "metrics.jsonl", "checkpoint.pt", "encoder.pt", "result.json"}
+    assert {path.name for path in whole.iterdir()} == files
+    weights = torch.load(whole / "encoder.pt", weights_only=True)
+    assert {*weights, "fc.weight", "fc.bias"} == set(torchvision.models.resnet18().state_dict())
+    result = read(whole)
+    assert all(
+        0 <= result[key] <= 100 for key in ("knn200", "knn5", "knn200_z", "linear_top1", "linear_top5")
     )
+    for key in ("spectra", "bare_spectra", "rankme", "min_max_ratio", "covariance"):
+        assert set(result[key]) == set(common.LAYERS) and None not in result[key].values()
+    assert set(result["start"]) >= {"knn200", "spectra", "bare_spectra", "weight_spectra", "rankme"}
+    assert result["config"] == read(whole, "config.json")
+    assert result["config"]["torch"] == torch.__version__ and "git" in result["config"]
+    assert result["config"]["arguments"]["lr"] == 0.06 * 32 / 128
+    assert result["decay_horizon"] == pytest.approx(10 * 5e-4 * 0.015 * (6 / 2 + 0.5))  # Σ of the cosine
 
 
-def test_encoder_pt_loads_into_torchvision(whole):
-    state = torch.load(whole / "encoder.pt", weights_only=True)
-    assert set(state) == {
-        key for key in torchvision.models.resnet18().state_dict() if not key.startswith("fc.")
-    }
+def test_the_history_is_what_metrics_say_of_every_evaluation(whole):
+    result = read(whole)
+    first, last = lines = read(whole, "metrics.jsonl")
+    assert [first["epoch"], last["epoch"]] == [1, 2] and result["history"] == lines
+    best = first if first["knn200"] >= last["knn200"] else last
+    assert result["best"] == {"knn200": best["knn200"], "epoch": best["epoch"]}
+    final = {**common.ranks(torch.tensor(result["spectra"]["h"])), "rankme": result["rankme"]["h"]}
+    final |= {"knn200": result["knn200"]}
+    assert {key: last[key] for key in final} == pytest.approx(final, rel=1e-4)
 
 
 @pytest.mark.parametrize(
     "function, call, action, code",
     [
-        ("info_nce", 2, "os.kill(os.getpid(), signal.SIGKILL)", -9),  # before the first checkpoint
-        ("info_nce", 5, "os.kill(os.getpid(), signal.SIGKILL)", -9),  # in the second epoch
-        ("linear_probe", 1, "os.kill(os.getpid(), signal.SIGKILL)", -9),  # in the last evaluation
-        ("rounded", 5, "os.kill(os.getpid(), signal.SIGKILL)", -9),
-        ("info_nce", 5, "os.kill(os.getpid(), signal.SIGINT)", 130),  # finishes the step
-        ("info_nce", 6, "os.kill(os.getpid(), signal.SIGTERM)", 143),  # in the last step of an epoch
-        ("linear_probe", 1, "os.kill(os.getpid(), signal.SIGTERM)", 143),
-        (
-            "os.replace",
-            3,
-            "os.kill(os.getpid(), signal.SIGKILL)",
-            -9,
-        ),  # as a checkpoint is about to take its name
-        (
-            "torch.save",
-            2,
-            "args[1].write(b'half'); args[1].flush(); os.kill(os.getpid(), signal.SIGKILL)",
-            -9,
-        ),
+        ("info_nce", 1, KILL, -9),  # before the first checkpoint
+        ("info_nce", 5, KILL, -9),  # in the second epoch
+        ("linear_probe", 1, KILL, -9),  # in the last evaluation
+        ("write_json", 2, KILL, -9),
+        ("info_nce", 3, TERMINATE, 143),  # in the last step of an epoch
+        ("linear_probe", 1, TERMINATE, 143),
+        ("os.replace", 3, KILL, -9),  # as a checkpoint is about to take its name
+        ("torch.save", 2, HALF_WRITTEN, -9),
     ],
 )
 def test_interrupted_and_resumed_a_run_ends_bit_identical(
-    tmp_path, tiny, whole, function, call, action, code
+    tmp_path, whole, start, function, call, action, code
 ):
-    arguments = ("--dataset", tiny, *TINY_RUN, "--out", "run", "--resume")
-    stopped = sabotaged(tmp_path, function, call, action, *arguments)
-    assert stopped.returncode == code, stopped.stderr
-    assert not (tmp_path / "run" / "result.json").exists()
-    again = sabotaged(tmp_path, function, -1, "pass", *arguments)
-    assert again.returncode == 0, again.stderr
+    stopped = start("simclr.py --resume", sabotage(function, call, action))
+    assert stopped.returncode == code and not (tmp_path / "run" / "result.json").exists(), stopped.err
+    assert start("simclr.py --resume").returncode == 0
     assert comparable(tmp_path / "run") == comparable(whole)
     assert not list((tmp_path / "run").glob("*.tmp"))
 
 
-def test_a_signal_finishes_the_step_and_the_run_continues_from_there(tmp_path, tiny):
-    stop = "os.kill(os.getpid(), signal.SIGINT)"
-    done = sabotaged(tmp_path, "info_nce", 5, stop, "--dataset", tiny, *TINY_RUN, "--out", "run")
-    assert done.returncode == 130 and "step 5 of 9" in done.stderr and len(done.stderr.splitlines()) == 1
+ROWS = ("simclr.py --no-projector --reg lastlayer --optimizer adam", "directclr.py --subvector random")
+
+
+@pytest.mark.parametrize("row", [*ROWS, "byol.py --hidden 8 --embedding 8"])
+def test_optimisers_random_subvectors_and_targets_resume_bit_identical_too(row, tmp_path, start, finished):
+    assert start(f"{row} --resume", sabotage("Training.train_on", 5, INTERRUPT)).returncode == 130
+    assert start(f"{row} --resume").returncode == 0
+    assert comparable(tmp_path / "run") == comparable(finished(row))
+
+
+def test_a_signal_finishes_the_step_and_is_one_line(tmp_path, start):
+    done = start("simclr.py", sabotage("info_nce", 5, INTERRUPT))
+    assert done.returncode == 130 and "step 5 of 6" in done.err and len(done.err.splitlines()) == 1
     assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"] == 5
 
 
-def test_a_regularised_row_with_adam_resumes_bit_identical_too(tmp_path, tiny):
-    rows = ("--no-projector", "--reg", "lastlayer", "--optimizer", "adam")
-    arguments = ("--dataset", tiny, *TINY_RUN, *rows, "--resume", "--out")
-    kill = "os.kill(os.getpid(), signal.SIGKILL)"
-    for out, call in (("a", -1), ("b", 7), ("b", -1)):
-        assert sabotaged(tmp_path, "info_nce", call, kill, *arguments, out).returncode == (
-            -9 if call > 0 else 0
-        )
-    assert comparable(tmp_path / "a") == comparable(tmp_path / "b")
+def test_statistics_before_the_first_step_do_not_change_the_run(tmp_path, whole, start):
+    assert start("simclr.py", "common.start_statistics = lambda *_: {}").returncode == 0
+    assert (tmp_path / "run" / "encoder.pt").read_bytes() == (whole / "encoder.pt").read_bytes()
+    assert read(tmp_path / "run")["start"] == {}
 
 
-def test_a_compiled_run_equals_the_eager_one_within_rounding(whole, tiny, script, tmp_path):
-    done = script("simclr.py", "--dataset", tiny, *TINY_RUN, "--compile", "--out", "run")
-    assert done.returncode == 0, done.err
-    losses = [
-        [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        for folder in (whole, tmp_path / "run")
-    ]
-    np.testing.assert_allclose(losses[0][0], losses[1][0], rtol=5e-3)  # rounding errors grow fast
-    np.testing.assert_allclose(*losses, rtol=2e-2)
-
-
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, tiny):
-    nan = "return original(*args, **kwargs) * float('nan')"
-    done = sabotaged(tmp_path, "info_nce", 8, nan, "--dataset", tiny, *TINY_RUN, "--out", "run")
-    assert done.returncode == 1 and "not finite" in done.stderr and len(done.stderr.splitlines()) == 1
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, start):
+    done = start("simclr.py", sabotage("info_nce", 5, "return original(*args, **kwargs) * float('nan')"))
+    assert done.returncode == 1 and "not finite" in done.err and len(done.err.splitlines()) == 1
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
-    assert state["step"] < 8 and all(v.isfinite().all() for v in state["model"].values())
+    assert state["step"] < 5 and all(value.isfinite().all() for value in state["model"].values())
     assert not (tmp_path / "run" / "result.json").exists()
 
 
-def test_another_runs_folder_is_never_touched(whole, script, tiny, tmp_path):
-    shutil.copytree(whole, tmp_path / "run")
-    before = {p: p.read_bytes() for p in (tmp_path / "run").iterdir()}
-    same = ("--dataset", tiny, *TINY_RUN, "--out", "run")
-    for arguments in (
-        same,
-        (*same, "--seed", 1),
-        (*same, "--seed", 1, "--resume"),
-        (*same, "--no-projector", "--resume"),
-    ):
-        done = script("simclr.py", *arguments)
-        assert done.returncode == 2 and len(done.err.splitlines()) == 1
-        assert all(flag in done.err for flag in ("--resume", "--out", "--overwrite"))
-    assert "seed is 0 there, 1 here" in script("simclr.py", *same, "--seed", 1).err
-    done = script("simclr.py", *same, "--resume")
-    assert done.returncode == 0 and "finished" in done.out
-    assert before == {p: p.read_bytes() for p in (tmp_path / "run").iterdir()}
-    assert script("simclr.py", *same, "--seed", 1, "--epochs", 1, "--overwrite").returncode == 0
-    config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert (
-        config["arguments"]["seed"] == 1
-        and len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 1
-    )
+@pytest.mark.parametrize("name", ["simclr.py", "directclr.py", "barlow.py", "byol.py"])
+def test_ctrl_c_during_imports_gives_no_traceback(name, tmp_path, monkeypatch):
+    (tmp_path / "torch").mkdir()
+    slow = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n"
+    (tmp_path / "torch" / "__init__.py").write_text(slow)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    done = run_process(tmp_path, ROOT / name)
+    assert done.returncode in (-2, 130) and not done.stderr
 
 
-def test_damaged_runs_are_named(whole, script, tiny, tmp_path):
-    for file, content in (("checkpoint.pt", b"no checkpoint"), ("config.json", b"{")):
-        shutil.copytree(whole, tmp_path / file)
-        (tmp_path / file / "result.json").unlink()
-        (tmp_path / file / file).write_bytes(content)
-        done = script("simclr.py", "--dataset", tiny, *TINY_RUN, "--out", file, "--resume")
-        assert done.returncode == 2 and len(done.err.splitlines()) == 1 and file in done.err
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.iterdir()}
 
 
-REFUSED = {
-    "--epochs 0": "--epochs",
-    "--epochs x": "--epochs",
-    "--batch-size 1": "--batch-size",
-    "--lr 0": "--lr",
-    "--lr nan": "--lr",
-    "--lr inf": "--lr",
-    "--weight-decay -1": "--weight-decay",
-    "--temperature 0": "--temperature",
-    "--width 0": "--width",
-    "--seed -1": "--seed",
-    "--image-size 4": "--image-size",
-    "--eval-every -1": "--eval-every",
-    "--arch vgg": "--arch",
-    "--optimizer lars": "--optimizer",
-    "--device tpu": "--device",
-    "--device cuda:99": "--device",
-    "--device meta": "--device",
-    "--projector big": "--projector",
-    "--reg l2": "--reg",
-    "--reg-on top": "--reg-on",
-    "--reg lastlayer --reg-weight -1": "--reg-weight",
-    "--reg-weight 1": "--reg-weight",
-    "--reg-on encoder": "--reg-on",
-    "--no-projector --reg sparsehead": "--reg sparsehead",
-    "--no-projector --reg lastlayer --reg-on projector": "--reg-on",
-    "--projector lowrank --reg sparsehead": "--reg sparsehead",
-    "--reg sparsehead --reg-on encoder": "--reg-on",
-    "--fixed-dims 8": "--fixed-dims",
-    "--no-projector --fixed-dims 32": "--fixed-dims",
-    "--no-projector --fixed-dims 99": "--fixed-dims",
-    "--no-projector --fixed-dims 0": "--fixed-dims",
-    "--fixed-value 1": "--fixed-value",
-    "--no-projector --fixed-dims 3 --fixed-value nan": "--fixed-value",
-    "--no-projector --projector mlp": "--projector",
-    "--no-projector --hidden 8": "--hidden",
-    "--rank 8": "--rank",
-    "--projector lowrank --rank 33": "--rank",
-    "--projector diagonal --embedding 9": "--embedding",
-    "--resume --overwrite": "--resume",
-    "--batch-size 97": "--batch-size",
-    "--train-size 98": "--train-size",
-    "--train-size 31": "--batch-size",
-    "--crop-scale 0 1": "--crop-scale",
-    "--crop-scale 0.9 0.1": "scale",
-    "--jitter 1 1 1 1": "--jitter",
-    "--train-size 3": "--train-size",
-    "--grey-p 2": "probabilit",
-    "--blur-p nan": "probabilit",
-    "--dataset nowhere": "nowhere",
-    "--dataset no.npz": "no.npz",
-    "--dataset .": "--image-size",
-    "--dataset . --image-size 16": "train/",
-    "--epoch 3": "--epoch",
-    "extra": "extra",
-    "--out /proc/nothing/run": "/proc/nothing",
-    "--out file": "file",
+THERE = {
+    "": "this run already",
+    "--seed 1": "seed is 0 there, 1 here",
+    "--seed 1 --resume": "seed is 0 there, 1 here",
+    "--no-projector --resume": "projector is mlp there, none here",
 }
 
 
-@pytest.mark.parametrize("arguments", REFUSED)
-def test_bad_input_is_one_line_exit_code_2_and_nothing_written(arguments, tiny, tmp_path, script):
-    (tmp_path / "file").write_text("")
-    done = script("simclr.py", "--dataset", tiny, *TINY_RUN, *arguments.split())
-    assert done.returncode == 2 and len(done.err.splitlines()) == 1 and REFUSED[arguments] in done.err
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+@pytest.mark.parametrize("flags", THERE)
+def test_another_runs_folder_is_never_touched(copied, again, flags):
+    before = contents(copied)
+    done = again(flags)
+    assert done.returncode == 2 and len(done.err.splitlines()) == 1
+    assert all(text in done.err for text in (THERE[flags], "--resume", "--out", "--overwrite"))
+    assert contents(copied) == before
 
 
-def test_a_compiler_that_fails_is_one_line_and_nothing_written(tiny, script, tmp_path, monkeypatch):
-    def broken(*_, **__):
-        raise RuntimeError("no compiler here\nwith details")
+def test_a_finished_run_is_not_run_again(copied, again):
+    before = contents(copied)
+    done = again("--resume")
+    assert done.returncode == 0 and "finished" in done.out and contents(copied) == before
 
-    monkeypatch.setattr(torch, "compile", broken)
-    done = script("simclr.py", "--dataset", tiny, *TINY_RUN, "--compile")
-    assert done.returncode == 2 and len(done.err.splitlines()) == 1 and "--compile" in done.err
-    assert not list(tmp_path.iterdir())
+
+def test_overwrite_replaces_a_run(copied, again):
+    assert again("--seed 1 --epochs 1 --overwrite").returncode == 0
+    assert read(copied, "config.json")["arguments"]["seed"] == 1 and len(read(copied, "metrics.jsonl")) == 1
+
+
+def test_a_run_that_failed_before_its_first_checkpoint_needs_no_overwrite(copied, again):
+    for name in ("checkpoint.pt", "encoder.pt", "result.json"):
+        (copied / name).unlink()
+    assert again("--seed 1 --epochs 1").returncode == 0
+    assert read(copied)["config"]["arguments"]["seed"] == 1 and len(read(copied, "metrics.jsonl")) == 1
+
+
+@pytest.mark.parametrize("file, content", [("checkpoint.pt", b"no checkpoint"), ("config.json", b"{")])
+def test_damaged_runs_are_named(copied, again, file, content):
+    (copied / "result.json").unlink()
+    (copied / file).write_bytes(content)
+    done = again("--resume")
+    assert done.returncode == 2 and len(done.err.splitlines()) == 1 and file in done.err
+
+
+# Command lines with a semicolon between them. An error names the last flag, or what stands behind "=>".
+REFUSED = {
+    "simclr.py": """
+        --epochs 0; --epochs x; --batch-size 1; --batch-size 97; --lr 0; --lr nan; --lr inf; --reg l2;
+        --temperature 0; --width 0; --seed -1; --image-size 4; --eval-every -1; --arch vgg;
+        --optimizer lars; --device tpu; --device cuda:99; --device meta; --train-size 3; --train-size 98;
+        --rank 8; --epoch 3; --train-size 31 => --batch-size; --crop-scale 0 1; --crop-scale 0.9 0.1;
+        --jitter 1 1 1 1; --grey-p 2; --blur-p nan; --dataset nowhere => nowhere; --dataset no.npz => no.npz;
+        --dataset . => --image-size; --out file; => extra; --dataset . --image-size 16 => train/;
+        --out /proc/nothing/run; --overwrite --resume; --reg-weight 1; --reg lastlayer --reg-weight -1;
+        --reg-on top; --reg-on encoder; --projector lowrank --reg sparsehead;
+        --no-projector --reg sparsehead; --reg sparsehead --reg-on encoder; --projector big; --hidden 0;
+        --no-projector --reg lastlayer --reg-on projector; --no-projector --projector mlp; --fixed-dims 8;
+        --projector linear --projector-bn; --projector lowrank --rank 33;
+        --projector diagonal --embedding 9; --no-projector --hidden 8; --hidden 1.5;
+        --no-projector --fixed-dims 32; --weight-decay -1; --no-projector --fixed-dims 0;
+        --no-projector --fixed-dims 1.0; --fixed-value 1; --no-projector --fixed-dims 3 --fixed-value nan;
+        --no-projector --fixed-dims 3 --fixed-value half""",
+    "directclr.py": """
+        --dim 33; --dim 0; --subvector some; --reg sparsehead; --reg lastlayer --reg-on projector""",
+    "barlow.py": """
+        --lambd -1; --no-projector --hidden 8; --projector orthogonal; --no-projector --reg sparsehead""",
+    "byol.py": "--momentum 1.5; --no-projector --embedding 8",
+    "plot_spectra.py": """
+        => runs; run => not finished; absent => absent; list.json => list.json; other.pt => --dataset;
+        RUN -o figure.xyz; RUN --layer q; RUN --norms --covariance;
+        RUN/encoder.pt --dataset nowhere => nowhere;
+        RUN/encoder.pt --dataset TINY --layer z => layer z; other.pt --dataset TINY => other.pt;
+        module.pt --dataset TINY => module.pt; cut.pt --dataset TINY => cut.pt;
+        text.pt --dataset TINY => text.pt; no.pt --dataset TINY => no.pt""",
+}
+LINES = [(name, line.strip()) for name, lines in REFUSED.items() for line in lines.split(";")]
+
+
+@pytest.mark.parametrize("name, line", LINES, ids=map(" ".join, LINES))
+def test_bad_input_is_one_line_exit_code_2_and_nothing_written(name, line, tiny, whole, tmp_path, script):
+    for file in ("file", "list.json", "text.pt"):
+        (tmp_path / file).write_text("[]")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    weights = {key: torch.ones(2) for key in ("conv1.weight", "layer1.0.conv1.weight")}
+    torch.save({"weights": torch.ones(3)}, tmp_path / "other.pt")
+    torch.save(weights, tmp_path / "cut.pt")
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pt")
+    before = set(tmp_path.rglob("*"))
+    flags, _, named = line.partition("=>")
+    words = flags.replace("RUN", str(whole)).replace("TINY", str(tiny)).split()
+    named = named.strip() or next(word for word in reversed(words) if word.startswith("--") or word == "-o")
+    words += ["extra"] * (named == "extra")
+    given = [] if name == "plot_spectra.py" else ["--dataset", tiny, *TINY_RUN]
+    done = script(name, *given, *words)
+    assert done.returncode == 2 and len(done.err.splitlines()) == 1 and named in done.err
+    assert set(tmp_path.rglob("*")) == before
+
+
+def penalty(line):
+    kind, *flags = line.split()
+    matrix = kind in ("orthogonal", "lowrank", "diagonal")
+    projector = (simclr.matrix_projector if matrix else common.projector)(kind, 16)
+    common.regularizer(common.arguments("").parse_args(flags), common.MLP(4, 16), projector)
+
+
+ONES = torch.ones(4, 4)
+ZEROS = torch.zeros(4).long()
+INFO_NCE = [(ONES[:1], ONES[:1]), (ONES, torch.ones(5, 4)), (ONES[0], ONES[0]), (ONES, ONES, 0.0)]
+AUGMENT = [{"size": 0}, {"scale": (0, 1)}, {"scale": (0.5, 0.2)}, {"scale": (0.5, 1.5)}, {"flip": 1.2}]
+AUGMENT += [
+    {"jitter": (0.4, 0.4, 0.4)},
+    {"jitter": (0, 0, 0, 0.6)},
+    {"jitter": (-1, 0, 0, 0)},
+    {"grey_p": -0.1},
+]
+IMAGES = [torch.zeros(2, 3, 8, 8), torch.zeros(2, 8, 8, 3, dtype=torch.uint8)]
+PENALTY = ["none --reg sparsehead", "diagonal --reg sparsehead", "mlp --reg sparsehead --reg-on encoder"]
+PENALTY += [f"{kind} --reg lastlayer --reg-on projector" for kind in ("none", "orthogonal", "lowrank")]
+PENALTY += ["none --reg werank --reg-on projector", "mlp --reg-weight 1", "mlp --reg-on encoder"]
+FEATURES = [(ONES * np.nan, ZEROS), (ONES / 0, ZEROS), (ONES, ZEROS - 1)]
+FEATURES = [pair for bad in FEATURES for pair in ((*bad, ONES, ZEROS), (ONES, ZEROS, *bad))]
+CALLS = [partial(common.info_nce, *z) for z in (*INFO_NCE, (ONES, ONES, np.nan))]
+CALLS += [partial(common.Augment, **{"size": 8, **bad}) for bad in AUGMENT]
+CALLS += [partial(common.Augment(8), x) for x in IMAGES]
+CALLS += [partial(common.resnet, *bad) for bad in (("vgg",), ("resnet18", "vgg"), ("resnet18", "cifar", 0))]
+CALLS += [partial(common.projector, *bad) for bad in (("resnet", 16), ("mlp", 16, 0), ("linear", 16, 16, 0))]
+CALLS += [partial(simclr.matrix_projector, "lowrank", 16, rank) for rank in (0, 17)]
+CALLS += [partial(penalty, line) for line in PENALTY]
+CALLS += [partial(f, *bad) for f in (common.knn_accuracy, common.linear_probe) for bad in FEATURES]
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_functions_refuse_what_makes_no_sense(call):
+    with pytest.raises(common.UserError):
+        call()
 
 
 def test_a_script_copied_with_common_into_an_empty_folder_runs(tmp_path, tiny):
     for name in ("simclr.py", "common.py"):
         shutil.copy(ROOT / name, tmp_path)
-    rows = ("--epochs", 1, "--no-projector", "--fixed-dims", 4)
-    done = run_process(tmp_path, "simclr.py", "--dataset", tiny, *TINY_RUN, *rows)
+    flags = ("--epochs", 1, "--no-projector", "--fixed-dims", 0.125)
+    done = run_process(tmp_path, "simclr.py", "--dataset", tiny, *TINY_RUN, *flags)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs" / "tiny-cs-d28-k0-seed0" / "result.json").exists()
 
 
 @pytest.mark.parametrize("width", [4, 16])
-def test_narrow_encoders_train_on_larger_images(tmp_path, tiny, width):
-    # in a process of its own: with the wrong memory layout the C library aborts
-    arguments = ("--image-size", 64, "--width", width, "--epochs", 1, "--out", "run")
-    assert run_process(tmp_path, ROOT / "simclr.py", "--dataset", tiny, *TINY_RUN, *arguments).returncode == 0
+def test_narrow_encoders_train_on_larger_images(start, width):
+    # with the wrong memory layout the C library aborts the process
+    assert start(f"simclr.py --image-size 64 --width {width} --train-size 32 --epochs 1").returncode == 0
 
 
-ROWS = (
-    [f"--projector {kind}" for kind in common.PROJECTORS]
-    + [f"--reg {reg}" for reg in common.REG_WEIGHT]
-    + [
-        "--no-projector --fixed-dims 8 --fixed-value 1 --cross-view",
-        "--blur-p 0.5 --solarize-p 0.2 --stem imagenet",
-        "--arch resnet50 --image-size 16 --train-size 80",
-        "--optimizer adam --crop-scale 0.2 1 --jitter 0 0 0 0 --grey-p 0",
-    ]
-)
-
-
-@pytest.mark.parametrize("row", ROWS)
-def test_every_kind_of_row_runs(row, tiny, script, tmp_path):
-    done = script("simclr.py", "--dataset", tiny, *TINY_RUN, "--epochs", 1, "--out", "run", *row.split())
-    assert done.returncode == 0, done.err
-    result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert (result["spectra"]["projector_hidden"] is None) == ("projector" in row and "mlp" not in row)
-
-
-def test_the_lastlayer_penalty_makes_the_last_convolutions_rows_orthonormal(tiny, script, tmp_path):
-    row = ("--no-projector", "--reg", "lastlayer", "--epochs", 30, "--eval-every", 0, "--out", "run")
-    assert script("simclr.py", "--dataset", tiny, *TINY_RUN, *row).returncode == 0
-    weight = torch.load(tmp_path / "run" / "encoder.pt")["layer4.1.conv2.weight"].flatten(1)
+def test_the_lastlayer_penalty_makes_the_last_convolutions_rows_orthonormal(finished):
+    folder = finished("simclr.py --no-projector --reg lastlayer --epochs 20 --eval-every 0 --image-size 8")
+    weight = torch.load(folder / "encoder.pt", weights_only=True)["layer4.1.conv2.weight"].flatten(1)
     assert (weight @ weight.T - torch.eye(32)).abs().max() < 0.1
 
 
-def test_figures_of_runs_and_of_checkpoints_from_elsewhere(whole, script, tiny, tmp_path):
-    for arguments in (("--layer", "z"), ("--norms",), ("--covariance", "--layer", "projector_hidden")):
-        done = script("plot_spectra.py", whole, whole / "result.json", *arguments, "-o", "new/figure.png")
-        assert done.returncode == 0 and "RankMe" in done.out, done.err
-        assert (tmp_path / "new" / "figure.png").stat().st_size > 5000
+def test_on_real_images_a_short_run_beats_raw_pixels(request, script, tmp_path):
+    folder = request.config.getoption("--data")
+    if not folder or not (Path(folder) / "cifar10.npz").exists():
+        pytest.skip("needs --data FOLDER with cifar10.npz")
+    flags = ("--data-dir", folder, "--train-size", 5000, "--width", 16, "--epochs", 5, "--device", "cpu")
+    done = script("simclr.py", "--dataset", "cifar10", *flags, "--out", "run")
+    assert done.returncode == 0, done.err
+    data = common.subset(common.load_dataset("cifar10", folder), 5000)
+    pixels = [common.normalize(x).flatten(1) for x in (data.x_train, data.x_test)]
+    raw = common.knn_accuracy(pixels[0], data.y_train, pixels[1], data.y_test)
+    assert read(tmp_path / "run")["knn200"] > raw + 2
+
+
+@pytest.mark.parametrize("flags", ["--layer z", "--norms", "--covariance --layer projector_hidden"])
+def test_figures_of_runs_are_drawn_into_a_new_folder(whole, script, tmp_path, flags):
+    done = script("plot_spectra.py", whole, whole / "result.json", *flags.split(), "-o", "new/figure.png")
+    assert done.returncode == 0 and "RankMe" in done.out, done.err
+    assert (tmp_path / "new" / "figure.png").stat().st_size > 5000
+
+
+def test_checkpoints_from_elsewhere_are_read_under_every_usual_name(whole, script, tiny, tmp_path):
     weights = common.resnet("resnet34", "imagenet", 4).state_dict()
     bare = common.resnet("resnet50", "cifar", 4).state_dict()
+    prefixed = lambda prefix, state: {f"{prefix}{key}": value for key, value in state.items()}
     files = {
         "plain.pth": bare,
         "fc.pt": {**weights, "fc.weight": torch.zeros(10, 32), "fc.bias": torch.zeros(10)},
         "backbone.pth": {"backbone": bare},
-        "state.pth": {"state_dict": {f"module.{k}": v for k, v in weights.items()}},
-        "model.pth": {"model": {f"module.backbone.{k}": v for k, v in bare.items()}, "epoch": 3},
-        "encoder.pth": {
-            "state_dict": {**{f"encoder.{k}": v for k, v in bare.items()}, "head.weight": torch.ones(2)}
-        },
-        "prefix.pt": {f"backbone.{k}": v for k, v in weights.items()},
+        "state.pth": {"state_dict": prefixed("module.", weights)},
+        "model.pth": {"model": prefixed("module.backbone.", bare), "epoch": 3},
+        "encoder.pth": {"state_dict": {**prefixed("encoder.", bare), "head.weight": torch.ones(2)}},
+        "prefix.pt": prefixed("backbone.", weights),
+        "mlp.pt": common.MLP(8, 16).state_dict(),
     }
     for name, content in files.items():
         torch.save(content, tmp_path / name)
@@ -349,59 +353,10 @@ def test_unfinished_runs_are_left_out_of_a_figure(whole, script, tmp_path):
     shutil.copy(whole / "config.json", tmp_path / "half")
     done = script("plot_spectra.py", "half", whole, "-o", "figure.png")
     assert done.returncode == 0 and "not finished: half" in done.err and (tmp_path / "figure.png").exists()
-    done = script("plot_spectra.py", "half", "-o", "other.png")
-    assert done.returncode == 2 and not (tmp_path / "other.png").exists()
 
 
-def test_a_checkpoints_spectrum_is_that_of_its_encoder(whole, script, tiny, tmp_path):
-    import plot_spectra
-
-    encoder, result = (
-        plot_spectra.load_encoder(whole / "encoder.pt"),
-        json.loads((whole / "result.json").read_text()),
-    )
+def test_a_checkpoints_spectrum_is_that_of_its_encoder(whole, tiny):
+    encoder = plot_spectra.load_encoder(whole / "encoder.pt")
     spectra = common.layer_statistics(encoder, None, common.load_dataset(tiny).x_test)["spectra"]
-    for layer in ("h", "penultimate"):
-        np.testing.assert_allclose(spectra[layer], result["spectra"][layer], rtol=1e-3, atol=1e-9)
-
-
-def test_what_cannot_be_drawn_is_refused_in_one_line(whole, script, tiny, tmp_path):
-    torch.save({"weights": torch.ones(3)}, tmp_path / "other.pt")
-    torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pt")
-    torch.save(
-        {k: v for k, v in common.resnet(width=4).state_dict().items() if "layer3" not in k},
-        tmp_path / "cut.pt",
-    )
-    (tmp_path / "text.pth").write_text("weights")
-    (tmp_path / "run").mkdir()
-    (tmp_path / "list.json").write_text("[]")
-    for arguments in (
-        ["run"],
-        ["absent"],
-        ["list.json"],
-        ["other.pt"],
-        ["encoder.pt"],
-        *[[name, "--dataset", tiny] for name in ("other.pt", "module.pt", "cut.pt", "text.pth", "absent.pt")],
-        [whole, "-o", "figure.xyz"],
-        [whole, "--layer", "q"],
-        [whole, "--norms", "--covariance"],
-        [],
-        [whole / "encoder.pt", "--dataset", tiny, "--layer", "z"],
-        [whole / "encoder.pt", "--dataset", "nowhere"],
-    ):
-        done = script("plot_spectra.py", *arguments)
-        assert done.returncode == 2 and len(done.err.splitlines()) == 1, (arguments, done.err)
-    assert not (tmp_path / "figures").exists()
-
-
-def test_on_real_images_a_short_run_beats_raw_pixels(request, script, tmp_path):
-    folder = request.config.getoption("--data")
-    if not folder or not (Path(folder) / "cifar10.npz").exists():
-        pytest.skip("needs --data FOLDER with cifar10.npz")
-    rows = ("--data-dir", folder, "--train-size", 5000, "--width", 16, "--epochs", 5, "--device", "cpu")
-    done = script("simclr.py", "--dataset", "cifar10", *rows, "--out", "run")
-    assert done.returncode == 0, done.err
-    data = common.subset(common.load_dataset("cifar10", folder), 5000)
-    pixels = [common.normalize(x).flatten(1) for x in (data.x_train, data.x_test)]
-    raw = common.knn_accuracy(pixels[0], data.y_train, pixels[1], data.y_test)
-    assert json.loads((tmp_path / "run" / "result.json").read_text())["knn200"] > raw + 2
+    for layer in ("h", "penultimate", "layer3"):
+        np.testing.assert_allclose(spectra[layer], read(whole)["spectra"][layer], rtol=1e-3, atol=1e-9)

@@ -1,348 +1,355 @@
-"""Toy models: the papers' theory in float64 against autograd, loops, finite differences; the script."""
+"""Linear models: the papers' theory in float64 against autograd, loops, finite differences; the script."""
 
 import json
 import math
-from itertools import pairwise
+from functools import partial
+from itertools import product
 from types import SimpleNamespace
 
+import common
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
-import common
-import toy_linear
+import toy_linear as toy
 
-D = toy_linear.DIM
+D = toy.DIM
+EYE = torch.eye(D).double()
 
 
-def views(batch=12, k=0.7, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    x, noise = torch.randn(2, batch, D, dtype=torch.float64, generator=generator)
-    noise[:, : -toy_linear.NOISY] = 0
+def normal(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def near(found, expected, tolerance=1e-10):
+    """Whether they agree, relative to the largest number expected (absolute if that is below 1)."""
+    found, expected = (torch.as_tensor(each, dtype=torch.float64) for each in (found, expected))
+    return (found - expected).abs().max() <= tolerance * max(1, expected.abs().max())
+
+
+def settings(**changes):
+    plain = {"seeds": 1, "steps": 300, "lr": 0.1, "batch": 128, "full_batch": False, "public_code": False}
+    return SimpleNamespace(**plain | changes)
+
+
+def views(batch=12, k=0.7):
+    x, noise = normal(2, batch, D)
+    noise[:, : -toy.NOISY] = 0
     return x, x + math.sqrt(k) * noise
 
 
-def layers(count, seed=0):
-    weight = toy_linear.initial_weights("decaying", count, torch.Generator().manual_seed(seed)).double()
-    return weight.requires_grad_()
-
-
-def summed_loss(weight, x1, x2):
-    """DirectCLR eq. 2 as printed, a sum."""
-    return len(x1) * common.info_nce_euclidean(*(toy_linear.network(weight, x) for x in (x1, x2)))
+def gradient(loss, weight, x1, x2):
+    """Of the summed loss (DirectCLR eq. 2 is a sum), by the weights."""
+    weight = weight.clone().requires_grad_()
+    total = len(x1) * loss(toy.network(weight, x1), toy.network(weight, x2))
+    return torch.autograd.grad(total, weight)[0]
 
 
 def flow(weight, x1, x2):
-    """Ẇ = -∂L/∂W of all layers, and G, the gradient of their product."""
-    velocity = -torch.autograd.grad(summed_loss(weight, x1, x2), weight)[0]
-    whole = toy_linear.product(weight).detach()[None].requires_grad_()
-    return velocity, torch.autograd.grad(summed_loss(whole, x1, x2), whole)[0][0]
+    """Ẇ = -∂L/∂W of all layers, G = ∂L/∂W of their product, and X."""
+    w = toy.whole(weight)
+    g = gradient(toy.info_nce_euclidean, w[None], x1, x2)[0]
+    return -gradient(toy.info_nce_euclidean, weight, x1, x2), g, toy.growth_matrix(w, x1, x2)
 
 
-# -------------------------------------------------------------------------------------------------- losses
+def slope(function, weight, velocity, step=1e-6):
+    """The derivative of function(weight) along the velocity, by central differences."""
+    return (function(weight + step * velocity) - function(weight - step * velocity)) / (2 * step)
 
 
-@pytest.mark.parametrize("b, m", [(2, 3), (9, 4)])
-def test_info_nce_euclidean_equals_a_double_loop(b, m):
-    z1, z2 = np.random.default_rng(b).standard_normal((2, b, m))
-    expected = 0
-    for i in range(b):
-        positive = math.exp(-((z1[i] - z2[i]) ** 2).sum() / 2)
-        negative = sum(math.exp(-((z1[i] - z1[j]) ** 2).sum() / 2) for j in range(b) if j != i)
-        expected -= math.log(positive / (negative + positive)) / b
-    assert abs(common.info_nce_euclidean(torch.tensor(z1), torch.tensor(z2)).item() - expected) < 1e-12
+TWO = toy.initial_weights("decaying", 2, torch.Generator().manual_seed(0)).double()
+VELOCITY, G, X = flow(TWO, *views())
+(U1, U2), (S1, S2), (VH1, VH2) = torch.linalg.svd(TWO)
 
 
-@pytest.mark.parametrize("weights", [(25.0, 25.0, 1.0), (10.0, 0.0, 0.0), (0.0, 3.0, 0.0), (0.0, 0.0, 2.0)])
-def test_vicreg_equals_numpy(weights):
-    z1, z2 = np.random.default_rng(0).standard_normal((2, 11, 5)) * np.array([0.1, 0.5, 1, 1.5, 2])
-    expected = weights[0] * ((z1 - z2) ** 2).mean()
+def alpha(z1, z2, i):
+    """Row i of the softmax of DirectCLR eq. 2."""
+    row = [math.exp(-sum((z1[i] - (z2 if i == j else z1)[j]) ** 2) / 2) for j in range(len(z1))]
+    return np.array(row) / sum(row)
+
+
+def vicreg_by_numpy(z1, z2, invariance=25.0, variance=25.0, covariance=1.0):
+    loss = invariance * ((z1 - z2) ** 2).mean()
     for z in (z1, z2):
-        expected += weights[1] / 2 * np.maximum(0, 1 - np.sqrt(z.var(0, ddof=1) + 1e-4)).mean()
+        loss += variance / 2 * np.maximum(0, 1 - np.sqrt(z.var(0, ddof=1) + 1e-4)).mean()
         cov = np.cov(z.T)
-        expected += weights[2] * sum(cov[i, j] ** 2 for i in range(5) for j in range(5) if i != j) / 5
-    assert abs(common.vicreg(torch.tensor(z1), torch.tensor(z2), *weights).item() - expected) < 1e-12
+        loss += covariance * (cov**2).sum(where=~np.eye(len(cov), dtype=bool)) / len(cov)
+    return loss
 
 
-def test_byol_loss_equals_numpy_and_targets_get_no_gradient():
-    p, z = np.random.default_rng(0).standard_normal((2, 7, 5))
-    cosine = (p * z).sum(1) / np.linalg.norm(p, axis=1) / np.linalg.norm(z, axis=1)
-    p, z = (torch.tensor(a, requires_grad=True) for a in (p, z))
-    loss = common.byol_loss(p, z)
-    loss.backward()
-    assert abs(loss.item() - (2 - 2 * cosine).mean()) < 1e-12 and z.grad is None and p.grad.abs().max() > 0
+TERMS = ({"covariance": 0}, {"variance": 0}, {"invariance": 0})
+LOSSES = [
+    (toy.info_nce_euclidean, lambda p, z: np.mean([-math.log(alpha(p, z, i)[i]) for i in range(len(p))])),
+    (toy.info_nce_public, lambda p, z: F.cross_entropy(torch.tensor(p @ z.T / 0.1), torch.arange(len(p)))),
+    (common.byol_loss, lambda p, z: np.mean([2 - 2 * a @ b / (a @ a * b @ b) ** 0.5 for a, b in zip(p, z)])),
+    (toy.vicreg, vicreg_by_numpy),
+    *[(partial(toy.vicreg, **w), partial(vicreg_by_numpy, **w)) for w in TERMS],
+]
 
 
-@pytest.mark.parametrize(
-    "loss", [common.info_nce_euclidean, common.vicreg, common.byol_loss, toy_linear.info_nce_public]
-)
-def test_a_batch_of_losses_is_the_losses_one_by_one(loss):
-    z1, z2 = torch.randn(2, 3, 2, 9, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    together = loss(z1, z2)
-    assert together.shape == (3, 2)
-    for i in range(3):
-        for j in range(2):
-            assert abs(together[i, j] - loss(z1[i, j], z2[i, j])) < 1e-12
+@pytest.mark.parametrize("loss, reference", LOSSES)
+@pytest.mark.parametrize("b, m", [(2, 3), (9, 4)])
+def test_losses_of_a_batch_of_models_equal_loops_one_by_one(loss, reference, b, m):
+    z1, z2 = normal(2, 3, 2, b, m) * torch.tensor([0.1, 0.5, 1, 2])[:m]
+    expected = [[reference(z1[i, j].numpy(), z2[i, j].numpy()) for j in range(2)] for i in range(3)]
+    assert near(loss(z1, z2), expected)
 
 
-def test_public_code_loss_is_cross_entropy_of_inner_products():
-    z1, z2 = torch.randn(2, 9, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    expected = torch.nn.functional.cross_entropy(z1 @ z2.T / 0.1, torch.arange(9))
-    assert abs(toy_linear.info_nce_public(z1, z2) - expected) < 1e-12
-
-
-# -------------------------------------------------------------------------------------------------- theory
+def test_byol_loss_gives_its_targets_no_gradient():
+    p, z = (each.requires_grad_() for each in normal(2, 7, 5))
+    common.byol_loss(p, z).backward()
+    assert z.grad is None and p.grad.abs().max() > 0
 
 
 def test_growth_matrix_equals_lemma_2_pair_by_pair():
-    (x1, x2), weight = views(7), layers(1).detach()[0]
-    z1, z2 = (x1 @ weight.T).numpy(), (x2 @ weight.T).numpy()
-    expected, a, b = np.zeros((D, D)), x1.numpy(), x2.numpy()
+    (x1, x2), weight = views(7), TWO[0]
+    expected = torch.zeros(D, D).double()
     for i in range(7):
-        row = np.array([math.exp(-((z1[i] - (z2 if i == j else z1)[j]) ** 2).sum() / 2) for j in range(7)])
-        alpha = row / row.sum()
-        for j in range(7):
-            expected += alpha[j] * np.outer(a[i] - a[j], a[i] - a[j])
-        expected -= (1 - alpha[i]) * np.outer(b[i] - a[i], b[i] - a[i])
-    assert np.abs(toy_linear.growth_matrix(weight, x1, x2).numpy() - expected).max() < 1e-10
+        share = alpha((x1 @ weight.T).numpy(), (x2 @ weight.T).numpy(), i)
+        expected += sum(share[j] * torch.outer(x1[i] - x1[j], x1[i] - x1[j]) for j in range(7))
+        expected -= (1 - share[i]) * torch.outer(x2[i] - x1[i], x2[i] - x1[i])
+    assert near(toy.growth_matrix(weight, x1, x2), expected)
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_gradient_is_minus_w_x(count):
-    """Lemmas 1 and 2, and lemma 3 for two layers; eq. 6 with its printed minus would give the opposite."""
-    (x1, x2), weight = views(), layers(count)
-    velocity, g = flow(weight, x1, x2)
-    whole = toy_linear.product(weight.detach())
-    x = toy_linear.growth_matrix(whole, x1, x2)
-    assert (g + whole @ x).abs().max() < 1e-10 and g.abs().max() > 0.01
-    if count == 2:
-        w1, w2 = weight.detach()
-        assert (velocity[0] + w2.T @ g).abs().max() < 1e-10
-        assert (velocity[1] + g @ w1.T).abs().max() < 1e-10
+def test_gradient_of_two_layers_is_that_of_lemmas_1_to_3():
+    """G = -WX: eq. 6 with its printed minus would give the opposite."""
+    assert near(G, -TWO[1] @ TWO[0] @ X) and G.abs().max() > 0.01
+    assert near(VELOCITY[0], -TWO[1].T @ G) and near(VELOCITY[1], -G @ TWO[0].T)
 
 
-def conserved(weight):
-    return weight[0] @ weight[0].mT - weight[1].mT @ weight[1]
+def test_flow_conserves_what_theorem_2_says():
+    (w1, w2), (v1, v2) = TWO, VELOCITY
+    assert near(v1 @ w1.T + w1 @ v1.T, v2.T @ w2 + w2.T @ v2) and v1.norm() > 0.1
 
 
-def test_flow_conserves_and_gradient_descent_drifts_in_proportion_to_its_rate():
-    """Theorem 2: W₁W₁ᵀ - W₂ᵀW₂. Its derivative along the flow is 0; a step of descent adds lr² times a
-    constant, so over a fixed time the drift is proportional to lr."""
-    (x1, x2), weight = views(), layers(2)
-    velocity, _ = flow(weight, x1, x2)
-    _, derivative = torch.autograd.functional.jvp(conserved, weight.detach(), velocity)
-    assert derivative.abs().max() < 1e-10
-    drifts = []
-    for steps in (200, 400, 800):
-        w = weight.detach().clone()
-        for _ in range(steps):
-            w = w + 0.2 / steps * flow(w.requires_grad_(), x1, x2)[0]
-            w = w.detach()
-        drifts.append((conserved(w) - conserved(weight.detach())).norm().item())
-    assert drifts[0] > 1e-6 and all(1.8 < a / b < 2.2 for a, b in pairwise(drifts))
+def test_singular_values_move_by_lemmas_4_and_7_but_for_an_index_of_eq_22():
+    moved = slope(torch.linalg.svdvals, TWO, VELOCITY)
+    f = U2.T @ G @ VH1.T  # u₂ᵏᵀ G v₁ʲ
+    eq_12 = [[u[:, k] @ v @ vh[k] for k in range(D)] for u, v, vh in zip((U1, U2), VELOCITY, (VH1, VH2))]
+    eq_21 = [-sum((VH2[j] @ U1[:, k]) * S2[j] * f[j, k] for j in range(D)) for k in range(D)]
+    eq_22 = [-sum((U1[:, j] @ VH2[k]) * S1[j] * f[k, j] for j in range(D)) for k in range(D)]
+    printed = [-sum((U1[:, j] @ VH2[k]) * S1[j] * f[j, j] for j in range(D)) for k in range(D)]
+    assert near(eq_12, moved, 1e-6) and near([eq_21, eq_22], moved, 1e-6) and not near(printed, moved[1], 0.1)
 
 
-def svd(weight):
-    u, s, vh = torch.linalg.svd(weight)
-    return u, s, vh.mT
-
-
-def signed_alignment(weight, reference):
-    """V₂ᵀU₁, singular vectors with the signs of the reference's."""
-    (u1, _, _), (_, _, v2) = svd(weight[0]), svd(weight[1])
-    (u1_, _, _), (_, _, v2_) = reference
-    return (v2 * (v2 * v2_).sum(0).sign()).mT @ (u1 * (u1 * u1_).sum(0).sign())
-
-
-def test_singular_values_move_by_lemma_4():
-    (x1, x2), weight, step = views(), layers(2), 1e-6
-    velocity, _ = flow(weight, x1, x2)
-    weight = weight.detach()
-    for w, v in zip(weight, velocity):
-        u, _, right = svd(w)
-        slope = (torch.linalg.svdvals(w + step * v) - torch.linalg.svdvals(w - step * v)) / (2 * step)
-        assert ((u.mT @ v @ right).diagonal() - slope).abs().max() < 1e-7 * max(1, slope.abs().max())
+def test_singular_values_of_aligned_layers_move_by_theorem_3():
+    """Aligned: V₂ = U₁, not its transpose. C = σ₁² - σ₂² is conserved, so that σ₁ grows by σ₁ (σ₁² - C) vᵀXv:
+    the paper prints + C."""
+    s1, s2 = 1.3 * S1, 0.8 * S2
+    aligned = torch.stack([U1 * s1 @ VH1, U2 * s2 @ U1.T])
+    assert near(toy.alignment(aligned), EYE) and toy.gram_cosine(aligned) > 0.99
+    assert toy.alignment(TWO).diagonal().mean() < 0.4 and toy.gram_cosine(TWO) < 0.5
+    velocity, _, x = flow(aligned, *views())
+    moved = slope(torch.linalg.svdvals, aligned, velocity)
+    along = (VH1 @ x @ VH1.T).diagonal()
+    assert near(s1 * s2**2 * along, moved[0], 1e-6) and near(s2 * s1**2 * along, moved[1], 1e-6)
+    assert not near(s1 * (2 * s1**2 - s2**2) * along, moved[0], 0.1)
 
 
 def test_alignment_moves_by_lemma_6_with_the_sign_of_its_proof():
     """Eq. 18 with H_kk' = 1/(σ_k'² - σ_k²); the printed H is the opposite, and off by exactly that sign."""
-    (x1, x2), weight, step = views(), layers(2), 1e-7
-    velocity, g = flow(weight, x1, x2)
-    weight = weight.detach()
-    one, two = svd(weight[0]), svd(weight[1])
-    (u1, s1, v1), (u2, s2, v2) = one, two
 
-    def h(s, sign=1):
-        difference = sign * (s**2 - s[:, None] ** 2)
-        return torch.where(torch.eye(D, dtype=torch.bool), 0, 1 / difference)
+    def signed(weight):
+        u, _, vh = torch.linalg.svd(weight)
+        return ((vh[1] * VH2).sum(1).sign()[:, None] * vh[1]) @ (u[0] * (u[0] * U1).sum(0).sign())
 
-    a, f = v2.mT @ u1, torch.diag(s2) @ u2.mT @ g @ v1 @ torch.diag(s1)
-    left, right = a.mT @ f + f.mT @ a, a @ f.mT + f @ a.mT
-    predicted, printed = ((h(s2, sign) * right) @ a - a @ (h(s1, sign) * left) for sign in (1, -1))
-    plus, minus = (signed_alignment(weight + sign * step * velocity, (one, two)) for sign in (1, -1))
-    slope = (plus - minus) / (2 * step)
-    assert (predicted - slope).norm() < 1e-5 * slope.norm()
-    assert (printed + slope).norm() < 1e-5 * slope.norm()
+    def predicted(sign):
+        h1, h2 = ((sign / (s**2 - s[:, None] ** 2)).nan_to_num(0, 0, 0) for s in (S1, S2))
+        a, f = VH2 @ U1, S2.diag() @ U2.T @ G @ VH1.T @ S1.diag()
+        return (h2 * (a @ f.T + f @ a.T)) @ a - a @ (h1 * (a.T @ f + f.T @ a))
+
+    moved = slope(signed, TWO, VELOCITY, 1e-7)
+    assert near(predicted(1), moved, 1e-5) and near(predicted(-1), -moved, 1e-5) and not near(moved, 0, 0.01)
 
 
 def test_direction_that_x_makes_negative_vanishes_as_exp_of_x():
     """Theorem 1: for fixed X the flow is W(0) exp(Xt)."""
-    (x1, x2), weight = views(200, 4.0), layers(1).detach()[0]
-    x = toy_linear.growth_matrix(weight, x1, x2) / 200
-    w, steps = weight.clone(), 20_000
-    for _ in range(steps):
-        w = w + 5 / steps * w @ x
-    exact = weight @ torch.linalg.matrix_exp(5 * x)
-    assert (w - exact).norm() < 2e-2 * exact.norm()
+    weight = TWO[0]
+    x = toy.growth_matrix(weight, *views(200, 4.0)) / 200
     values, vectors = torch.linalg.eigh(x)
-    assert (
-        values[0] < 0
-        and ((exact @ vectors[:, 0]).norm() / (weight @ vectors[:, 0]).norm() - math.exp(5 * values[0])).abs()
-        < 1e-10
-    )
+    w = weight @ torch.linalg.matrix_power(EYE + 5 / 20_000 * x, 20_000)  # descent
+    shrunk = (w @ vectors[:, 0]).norm() / (weight @ vectors[:, 0]).norm()
+    assert values[0] < 0 and near(shrunk, math.exp(5 * values[0]), 1e-3)
 
 
-def settings(**changes):
-    return SimpleNamespace(
-        **{"seeds": 1, "steps": 300, "lr": 0.1, "batch": 128, "full_batch": False, "public_code": False}
-        | changes
-    )
+@pytest.mark.parametrize("k", [1.9, 2.1, 40])
+def test_small_weights_shrink_beyond_k_2_with_noise_on_one_view_and_never_with_noise_on_both(k):
+    """With uniform α X ∝ 2 Cov(x) - kI in the augmented dimensions, but 2 Cov(x) ≻ 0 with noise on both, as
+    in DirectCLR's public code (its loss: / τ). Points and noises are exactly uncorrelated, 400 of them."""
+    columns = normal(400, 3 * D)
+    x, *noises = (20 * torch.linalg.qr(columns - columns.mean(0)).Q).split(D, 1)
+    noisy = k * torch.diag(torch.arange(D) >= D - toy.NOISY).double()
+    x1, x2 = (x + noise @ noisy.sqrt() for noise in noises)
+
+    def growth(loss, one, other):
+        return -gradient(loss, 1e-4 * EYE[None], one, other)[0] / 1e-4 / 400
+
+    assert near(growth(toy.info_nce_euclidean, x, x2), 2 * EYE - noisy * 399 / 400, 1e-3)
+    assert near(growth(toy.info_nce_euclidean, x1, x2), 2 * EYE + 2 * noisy / 400, 1e-3)
+    assert near(growth(toy.info_nce_public, x1, x2), 20 * EYE, 1e-3)
 
 
-def test_x_is_indefinite_beyond_the_predicted_threshold_and_runs_collapse_on_that_side():
-    args = settings(steps=600)
-    x = toy_linear.data(args)[0].double()
-    generator = torch.Generator().manual_seed(1)
-    noise = torch.randn(len(x), toy_linear.NOISY, dtype=torch.float64, generator=generator)
-    low, high = toy_linear.thresholds(x, noise).tolist()
-    assert 1.8 < low < high < 2.2  # 2 for infinitely many points
-    some, weight = slice(0, 1000), 1e-3 * torch.eye(D, dtype=torch.float64)
-    low, high = toy_linear.thresholds(x[some], noise[some]).tolist()
-    padded = torch.nn.functional.pad(noise[some], (D - toy_linear.NOISY, 0))
-    for k, negative in ((0.97 * low, False), (1.03 * low, True), (1.03 * high, True)):
-        growth = toy_linear.growth_matrix(weight, x[some], x[some] + math.sqrt(k) * padded)
-        found = torch.linalg.eigvalsh(growth[-toy_linear.NOISY :, -toy_linear.NOISY :])
-        assert (found[0] < 0) == negative and (found[-1] < 0) == (k > high)
-    runs = [
-        toy_linear.Run(layers=1, k=k, start="orthogonal") for k in (low / 4, low / 2, 1.5 * high, 2 * high)
-    ]
-    _, histories = toy_linear.train(runs, args)
-    for run in runs:
-        sigma = toy_linear.block(histories[run][:, 0])
-        assert (sigma[-1] < 0.3).all() if run.k > high else (sigma[-1] > 0.3).all(), run
+def test_proposition_of_werank_needs_more_than_its_diagonal_and_its_bound_fails():
+    """Section 2.1: C = I where WᵀW is diag(1 / λ²(H)) and W has H's right singular vectors: the same WᵀW in
+    other directions is not enough. That λ(C) <= λ²(H) λ²(W) bounds ‖C - I‖ fails where λ(C) < 1."""
+    h, other = normal(30, D), torch.linalg.qr(normal(D, D, seed=1)).Q
+    _, s, vh = torch.linalg.svd(h, full_matrices=False)
+    best, turned = ((w.T @ w, w.T @ h.T @ h @ w) for w in (vh.T / s, other / s))
+    assert near(best[0], (1 / s**2).diag()) and near(turned[0], best[0])
+    assert near(best[1], EYE) and not near(turned[1], EYE, 0.1)
+    assert (torch.linalg.eigvalsh(turned[1]).flip(0) <= s**2 * turned[0].diagonal().max() + 1e-9).all()
+    w = torch.diag(torch.arange(D) > 0).double()  # H = I: the bound on ‖C - I‖ is Σ (1 · 1 - 1)² = 0
+    assert torch.linalg.svdvals(w)[0] == 1 and (w.T @ w - EYE).norm() == 1
 
 
-# -------------------------------------------------------------------------------------------------- script
+def test_sgd_keeps_the_length_of_ema_weights_and_moves_their_singular_values_far_less_than_adamw(monkeypatch):
+    """WERank appendix 4.2 says constant. BYOL's loss does not see the length of a layer: its gradient is
+    orthogonal to the layer, and the flow conserves ‖W‖."""
+    args, moved = settings(), []
+    for optimizer in (torch.optim.AdamW, lambda weights, lr, weight_decay: torch.optim.SGD(weights, 0.1)):
+        monkeypatch.setattr(torch.optim, "AdamW", optimizer)
+        group = toy.Group([toy.Run("EMA")], args)
+        start = group.weight.detach().clone()
+        for _, batch in zip(range(100), toy.gaussian_stream(args, toy.points(args))):
+            before = group.weight.detach().clone()
+            group.step(batch)
+        moved.append((toy.sigma(group.weight.detach()) - toy.sigma(start)).abs().max())
+    assert near((before * group.weight.grad).sum((-2, -1)), 0, 1e-6) and group.weight.grad.norm() > 1e-3
+    assert 0 < 4 * moved[1] < moved[0]
+
+
+def train(runs, **changes):
+    """{run: weights (T, L, d, d)} of seed 0."""
+    args = settings(**changes)
+    _, histories = toy.train(runs, args, toy.gaussian_stream(args, toy.points(args)))
+    return {run: history[:, 0] for run, history in histories.items()}
 
 
 def test_runs_do_not_disturb_each_other():
-    """A run's weights are the same alone and in a batch with other losses, depths, ReLU and penalties."""
-    both = (False, True)
-    runs = [
-        toy_linear.Run(loss, n, werank=werank, relu=relu and loss == "InfoNCE")
-        for loss in toy_linear.LOSSES
-        for n in (1, 2, 3)
-        for werank in both
-        for relu in both
-    ]
-    _, together = toy_linear.train(runs, settings(steps=5))
+    """A run's weights are the same alone and beside other losses, depths, penalties, ReLU."""
+    kinds = product(toy.LOSSES, (1, 2, 3), (0.1,), (False, True), (False, True))
+    runs = [toy.Run(*kind) for kind in kinds if kind[0] == "InfoNCE" or not kind[-1]]
+    together = train(runs, steps=5)
     for run in runs[::3]:
-        _, alone = toy_linear.train([run], settings(steps=5))
-        assert (together[run] - alone[run]).abs().max() < 1e-4, run
-        assert (alone[run][-1] - alone[run][0]).abs().max() > 1e-3
+        alone = train([run], steps=5)[run]
+        assert near(together[run], alone, 1e-4) and not near(alone[-1], alone[0], 1e-3), run
 
 
-def test_a_batch_has_no_point_twice_and_one_view_without_noise():
-    args = settings(seeds=2, batch=300)
-    points = torch.arange(1000.0).expand(2, toy_linear.DIM, 1000).mT
-    stream = toy_linear.batches(args, points)
-    for epoch in range(2):
-        drawn = [next(stream) for _ in range(3)]
-        for seed in range(2):
-            assert len(set(torch.cat([x[seed, :, 0] for x, _ in drawn]).tolist())) == 900
-        assert all(noise[0].abs().max() == 0 for _, noise in drawn)
-        assert all(noise[1, ..., : -toy_linear.NOISY].abs().max() == 0 for _, noise in drawn)
-        assert abs(torch.cat([noise[1, ..., -toy_linear.NOISY :] for _, noise in drawn]).std() - 1) < 0.05
+@pytest.mark.parametrize("public_code", [False, True])
+def test_a_batch_has_no_point_twice_and_noise_on_one_view_or_both(public_code):
+    args = settings(seeds=2, batch=300, public_code=public_code)
+    stream = toy.gaussian_stream(args, torch.arange(1000.0).expand(2, D, 1000).mT)
+    for _ in range(2):  # epochs
+        x1, x2 = torch.cat([next(stream)(toy.Run(k=0.01)) for _ in range(3)], 2)
+        assert all(len(x[:, 0].unique()) == 900 for x in x1)
+        for x in (x1, x2):
+            assert (x[..., 0] == x[..., D - toy.NOISY - 1]).all()
+        for x, noisy in ((x1, public_code), (x2, True)):
+            assert 0.095 * noisy <= (x[..., -1] - x[..., 0]).std() <= 0.105 * noisy
 
 
-def test_relu_stands_between_a_run_s_own_layers_only():
-    weight, x = torch.randn(2, 2, 3, D, D), torch.randn(1, 5, D)
-    weight[0, :, 2] = torch.eye(D)  # a run of two layers beside one of three
-    depth = torch.tensor([[2, 2], [3, 3]])
-    found = toy_linear.network(weight, x, depth)
-    for run, seed in ((0, 0), (0, 1), (1, 1)):
-        z = x[0]
-        for layer in range(int(depth[run, seed])):
-            z = (z if layer == 0 else z.clamp(min=0)) @ weight[run, seed, layer].T
-        assert (found[run, seed] - z).abs().max() < 1e-4
+def test_relu_stands_between_layers_only():
+    (a, b, c), x = normal(3, D, D), normal(5, D)
+    assert near(toy.network(torch.stack([a, b, c]), x, True).T, c @ (b @ (a @ x.T).clamp(0)).clamp(0))
+    assert near(toy.network(torch.stack([a, b, c]), x).T, c @ b @ a @ x.T)
 
 
 def test_first_step_is_the_gradient_of_the_mean_loss():
-    args = settings(steps=1)
-    _, histories = toy_linear.train([toy_linear.Run(layers=2, k=0.5)], args)
-    ((before, after),) = (history[:, 0] for history in histories.values())
-    x, noise = (part for part in next(toy_linear.batches(args, toy_linear.data(args))))
-    w, x1 = before.double().requires_grad_(), x[0].double()
-    (gradient,) = torch.autograd.grad(summed_loss(w, x1, x1 + math.sqrt(0.5) * noise[1, 0].double()) / 128, w)
-    assert (after - (before - 0.1 * gradient)).abs().max() < 1e-5
+    run = toy.Run(k=0.5)
+    before, after = train([run], steps=1)[run].double()
+    x1, x2 = next(toy.gaussian_stream(settings(), toy.points(settings())))(run)[:, 0].double()
+    assert near(after, before - 0.1 * gradient(toy.info_nce_euclidean, before, x1, x2) / 128, 1e-5)
 
 
-def test_full_batch_and_mini_batch_give_the_same_picture():
-    runs = [toy_linear.Run(werank=False), toy_linear.Run("VICReg", werank=True)]
-    spectra = []
-    for full in (False, True):
-        args = settings(steps=250, full_batch=full, batch=1000 if full else 128)
-        _, histories = toy_linear.train(runs, args)
-        spectra.append([toy_linear.sigma(histories[run][-1, 0]) for run in runs])
-    for mini, full in zip(*spectra):
-        assert ((mini > 1) == (full > 1)).float().mean() > 0.8
-        assert (mini.log() - full.log()).abs().median() < 0.25
+def trained(run, start, end, experiment, sample=()):
+    """As if the run had these weights (L, d, d) with two seeds."""
+    history = torch.stack([start, end])[:, None].expand(-1, 2, -1, -1, -1)
+    runs = {name: [run] if name == experiment else [] for name in toy.EXPERIMENTS}
+    args = settings(seeds=2, k=[0.1])
+    return toy.Trained(args, runs, {run: history}, toy.points(args), sample)
 
 
-@pytest.mark.parametrize(
-    "arguments, names",
-    [
-        (("T9",), "T9"),
-        (("T1", "--k", -1), "--k"),
-        (("--k", "nan"), "--k"),
-        (("T4", "--layers", 0), "--layers"),
-        (("T1", "--layers", 3), "--layers"),
-        (("--steps", 0), "--steps"),
-        (("--seeds", 0), "--seeds"),
-        (("--lr", 0), "--lr"),
-        (("T1", "--lr", 1e5, "--steps", 50, "--seeds", 1), "--lr"),
-        (("T7", "--lr", 100, "--steps", 50), "--lr"),
-        (("--full-batch", "--batch", 9), "--batch"),
-        (("--batch", 1), "--batch"),
-        (("--out", "/dev/null/x"), "--out"),
-    ],
+@pytest.mark.parametrize("before, after", [(16, 16), (16, 12), (12, 12), (9, 12)])
+def test_c3_asks_whether_training_lowers_the_rank(before, after):
+    shrunk = (EYE * (1 - 0.95 * (torch.arange(D) >= rank)) for rank in (before, after))
+    ends = [torch.stack([first, EYE]).float() for first in shrunk]
+    found = toy.verdicts(trained(toy.Run(start=toy.EQUAL), *ends, "T3"))["C3"]
+    assert [part["ok"] for part in found["parts"]] == [None, after < before]
+    assert f"{before} ± 0, {after} ± 0" in found["parts"][1]["text"]
+
+
+def test_numbers_have_the_sample_deviation_of_several_seeds_only():
+    values = normal(3, 5)
+    assert near(toy.summary(values)["std"], values.numpy().std(0, ddof=1), 1e-5)
+    assert "std" not in toy.summary(values[:1]) and "±" not in toy.text(values[:1, 0])
+
+
+def test_t8_whitens_clean_images_and_augments_one_view_or_both(tiny):
+    with pytest.raises(common.UserError, match="128 images"):
+        next(toy.image_stream(settings(dataset=str(tiny), data_dir="")))
+    seen = next(toy.image_stream(settings(dataset=str(tiny), data_dir="", batch=96)))
+    kinds = (("one view", "weak"), ("one view", "strong"), ("both views", "strong"))
+    weak, one, both = (seen(toy.Run(views=kind)) for kind in kinds)
+    clean = one[0][0].double()
+    images = common.load_dataset(str(tiny), image_size=toy.PIXELS).x_train
+    pixels = common.normalize(images).flatten(1).double()
+    u = torch.linalg.svd(pixels - pixels.mean(0))[0][:, : toy.COMPONENTS]
+    assert near(torch.cov(clean.T), torch.eye(toy.COMPONENTS), 1e-3)
+    assert near(torch.pdist(clean).sort()[0], math.sqrt(95) * torch.pdist(u).sort()[0], 1e-3)
+    assert torch.equal(one[1], both[1]) and torch.equal(one[0], weak[0])
+    changes = [(x2 - x1).square().mean() for x1, x2 in (weak, one, (one[0], both[0]), both)]
+    assert 0.001 < changes[0] < min(changes[1:])
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_t8_holds_where_x_at_the_start_says_which_directions_vanish(sign):
+    x1, x2 = views(60, 8.0)
+    values, vectors = torch.linalg.eigh(toy.growth_matrix(0.1 * EYE, x1, x2) / 60)
+    ratios = (3.0 * sign * values.sign()).exp()
+    end = 0.1 * vectors * ratios @ vectors.T
+    sample = [lambda run: (x1.expand(2, -1, -1), x2.expand(2, -1, -1))]
+    run = toy.Run(layers=1, views=("one view", "weak"))
+    made = trained(run, 0.1 * EYE[None], end[None], "T8", sample)
+    found = made.directions(run)
+    assert near(found[0][1], values) and near(found[1][1], ratios) and values[0] < -0.1 < 0.1 < values[-1]
+    assert [part["ok"] for part in toy.verdicts(made)["T8"]["parts"]][:2] == [sign > 0] * 2
+
+
+BAD = (
+    "T9; T1 --k -1; --k nan; T8 --k 1; T4 --layers 0; T1 --layers 3; --steps 0; --seeds 0; --lr 0; "
+    "--batch 1; T1 --lr 1e5 --steps 50 --seeds 1; T7 --lr 100 --steps 50; --full-batch --batch 9; "
+    "--out /dev/null/x; T8 T1; T1 --data-dir data; T8 --dataset none.npz"
 )
-def test_bad_input_is_one_line_and_nothing_is_written(script, tmp_path, arguments, names):
-    done = script("toy_linear.py", *arguments)
+
+
+@pytest.mark.parametrize("arguments", BAD.split("; "))
+def test_bad_input_is_one_line_that_names_it_and_nothing_is_written(script, tmp_path, arguments):
+    done = script("toy_linear.py", *arguments.split())
     (line,) = done.err.splitlines()
-    assert done.returncode == 2 and line.startswith("toy_linear.py: error: ") and names in line
-    assert not done.out
-    assert not list(tmp_path.iterdir())
+    assert done.returncode == 2 and line.startswith("toy_linear.py: error: ")
+    assert any(word in line for word in arguments.split() if not word.isdigit())
+    assert not done.out and not list(tmp_path.iterdir())
 
 
-def test_a_tiny_run_draws_every_figure_and_leaves_the_full_results_alone(script, tmp_path):
-    done = script("toy_linear.py", "--quick", "--steps", 20, "--k", 0.1, 2)
+OF_PAPERS = {f"toy-directclr-{n}" for n in (3, 5, 6, 11)} | {f"toy-werank-{n}" for n in range(1, 6)}
+RUNS = [  # arguments, results, claims, an experiment and how many runs it has, figures
+    ("--quick --steps 20 --k 0.1 2", "runs/toy-quick/toy.json", "C1 C2 C3 C4 C5", "T7", 12, OF_PAPERS),
+    ("T4 --layers 6 --steps 5 --public-code --out my", "my/toy.json", "C4", "T4", 24, {"toy-directclr-11"}),
+    ("t8 --steps 3 --batch 64", "runs/toy/toy-images.json", "T8", "T8", 24, {"toy-images-theorem-1"}),
+]
+
+
+@pytest.mark.parametrize("case", RUNS)
+def test_a_run_with_changes_leaves_the_full_results_alone(script, tmp_path, tiny, case):
+    arguments, results, claims, experiment, count, figures = case
+    data = ("--dataset", tiny) if "t8" in arguments else ()
+    done = script("toy_linear.py", *arguments.split(), *data)
     assert done.returncode == 0, done.err
-    folder = tmp_path / "runs/toy-quick"
-    assert {p.stem for p in folder.glob("*.png")} == {f"toy-directclr-{n}" for n in (3, 5, 6, 11)} | {
-        f"toy-werank-{n}" for n in (1, 2, 3, 4, 5)
-    }
+    found = json.loads((tmp_path / results).read_text())
+    assert {path.stem for path in (tmp_path / results).parent.glob("*.png")} == figures
     assert not (tmp_path / "figures").exists() and not (tmp_path / "results").exists()
-    found = json.loads((folder / "toy.json").read_text())
-    assert set(toy_linear.EXPERIMENTS) < set(found) and set(found["claims"]) == {"C1", "C2", "C3", "C4", "C5"}
-    assert all(f"\nC{n} " in done.out for n in range(1, 6))
-
-
-def test_one_experiment_with_changes(script, tmp_path):
-    done = script(
-        "toy_linear.py", "T4", "--layers", 6, "--steps", 5, "--seeds", 2, "--public-code", "--out", "mine"
-    )
-    assert done.returncode == 0, done.err
-    found = json.loads((tmp_path / "mine/toy.json").read_text())
-    assert len(found["T4"]) == 18 and "T1" not in found
-    assert [p.name for p in (tmp_path / "mine").glob("*.png")] == ["toy-directclr-11.png"]
+    assert len(found[experiment]) == count and list(found["claims"]) == claims.split()
+    for name, claim in found["claims"].items():
+        assert f"\n{name} " in done.out and claim["figure"] in figures and claim["claim"] and claim["source"]
+        assert all(part["ok"] in (True, False, None) and part["text"] for part in claim["parts"])

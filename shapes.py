@@ -1,0 +1,82 @@
+"""Draws the demo's images, 10 classes of shapes, into an .npz that --dataset takes.
+
+python shapes.py                          data/shapes.npz: 5,000 images to train, 1,000 to test, 32 pixels
+python shapes.py --size 64 -o big.npz     and --dataset big.npz
+"""
+
+import argparse
+from pathlib import Path
+
+import common
+import numpy as np
+
+# Whether a point is in the shape, by its coordinates: u, v and polar r, a.
+SHAPES = {
+    "disc": lambda u, v, r, a: r < 0.8,
+    "ring": lambda u, v, r, a: (r < 0.9) & (r > 0.55),
+    "square": lambda u, v, r, a: np.maximum(abs(u), abs(v)) < 0.7,
+    "triangle": lambda u, v, r, a: np.maximum(abs(u) * 0.866 + v / 2, -v) < 0.45,
+    "star": lambda u, v, r, a: r < 0.6 + 0.35 * np.cos(5 * a),
+    "cross": lambda u, v, r, a: (np.minimum(abs(u), abs(v)) < 0.25) & (np.maximum(abs(u), abs(v)) < 0.9),
+    "bar": lambda u, v, r, a: (abs(u) < 1) & (abs(v) < 0.3),
+    "half disc": lambda u, v, r, a: (r < 1) & (v > 0),
+    "crescent": lambda u, v, r, a: (r < 0.9) & ((u - 0.45) ** 2 + v**2 > 0.4),
+    "pair": lambda u, v, r, a: (abs(u) - 0.6) ** 2 + v**2 < 0.14,
+}
+
+
+def shapes(train=5000, test=1000, seed=0, size=32):
+    """Drawn images as in an .npz, the same for the same seed: the class is the shape; colours, place, size,
+    rotation and the texture behind it are random. Balanced classes."""
+    rng, n = np.random.default_rng(seed), train + test
+    y = np.concatenate([rng.permutation(np.arange(count) % len(SHAPES)) for count in (train, test)])
+
+    def uniform(low, high, *shape):
+        return rng.uniform(low, high, (n, *(shape or (1, 1)))).astype(np.float32)
+
+    turn, radius = uniform(-np.pi, np.pi), uniform(0.4, 0.6)
+    u0, v0 = uniform(-0.4, 0.4), uniform(-0.4, 0.4)
+    axis = np.linspace(-1, 1, 2 * size, dtype=np.float32)
+    mask = np.empty((n, size, size, 1), dtype=np.float32)
+    for label, inside in enumerate(SHAPES.values()):
+        i = y == label
+        u, v = (axis - u0[i]) / radius[i], (axis[:, None] - v0[i]) / radius[i]
+        u, v = u * np.cos(turn[i]) - v * np.sin(turn[i]), u * np.sin(turn[i]) + v * np.cos(turn[i])
+        drawn = inside(u, v, np.hypot(u, v), np.arctan2(v, u))
+        mask[i] = drawn.reshape(-1, size, 2, size, 2).mean((2, 4))[..., None]  # antialiased
+    # Vivid colours would tell images apart so well that nothing else is learnt: a grey contrast with a tint.
+    contrast = uniform(0.15, 0.35, 1, 1, 1) * np.sign(uniform(-1, 1, 1, 1, 1))
+    middle = uniform(0.2, 0.8, 1, 1, 1)
+    ground, shape = (middle + c + uniform(-0.1, 0.1, 1, 1, 3) for c in (-contrast, contrast))
+    axis = axis[::2]
+    for _ in range(2):  # two waves as a texture
+        wave = np.sin(uniform(-9, 9) * axis + uniform(-9, 9) * axis[:, None] + uniform(0, 6.3))
+        ground = ground + 0.05 * wave[..., None]
+    x = ground + mask * (shape - ground) + 0.04 * rng.standard_normal(ground.shape, dtype=np.float32)
+    x = (x.clip(0, 1) * 255).round().astype(np.uint8)
+    split = {"x_train": x[:train], "y_train": y[:train], "x_test": x[train:], "y_test": y[train:]}
+    return {**split, "classes": np.array(list(SHAPES))}
+
+
+def parser():
+    """The command line's arguments."""
+    result = common.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = result.add_argument
+    add("-o", "--out", type=Path, default=Path("data/shapes.npz"), help="(data/shapes.npz)")
+    add("--train", type=common.number(int, 2, 10**6), default=5000, help="images to train on (5000)")
+    add("--test", type=common.number(int, 2, 10**6), default=1000, help="images to test on (1000)")
+    add("--size", type=common.number(int, 8, 512), default=32, help="height and width in pixels (32)")
+    add("--seed", type=common.number(int, 0, 2**31), default=0, help="of everything random (0)")
+    return result
+
+
+def main():
+    args = parser().parse_args()
+    if args.out.suffix != ".npz" or not args.out.parent.is_dir():
+        raise common.UserError(f"--out {args.out} is not an .npz in a folder that is there")
+    with common.atomic_write(args.out) as file:
+        np.savez(file, **shapes(args.train, args.test, args.seed, args.size))
+
+
+if __name__ == "__main__":
+    common.run(main)

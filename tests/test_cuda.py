@@ -1,0 +1,304 @@
+"""What can be seen of the CUDA path without a GPU, and the tests that need one."""
+
+import importlib
+import signal
+import sys
+from functools import partial
+from types import SimpleNamespace
+
+import common
+import pytest
+import torch
+from conftest import ROOT, TINY_RUN, run_process
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+
+
+class Dispatched(TorchDispatchMode):
+    """Collects the names of the operations that are no views: on CUDA about a launch each."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if not function.is_view:
+            self.names.append(function.name())
+        return function(*args, **(kwargs or {}))
+
+
+METHODS = [
+    "simclr --arch resnet18 --reg werank",
+    "simclr --cross-view --projector-bn",
+    "simclr --no-projector --reg lastlayer",
+    "simclr --no-projector --fixed-dims 4 --fixed-value inv",
+    "simclr --reg sparsehead",
+    "simclr --projector linear",
+    "simclr --projector orthogonal",
+    "simclr --projector diagonal",
+    "simclr --projector lowrank",
+    "simclr --projector lowrank-diagonal",
+    "directclr",
+    "directclr --subvector random",
+    "barlow --hidden 16 --embedding 8",
+    "byol --hidden 16 --embedding 8",
+]
+
+
+@pytest.fixture
+def method(monkeypatch, tiny):
+    """method(line): what a script gives to common.fit."""
+
+    def call(line):
+        script, *flags = line.split()
+        caught = {}
+
+        def fit(args, data, encoder, projector, loss, name, probe=None, modules=()):
+            caught.update(locals())
+
+        monkeypatch.setattr(common, "fit", fit)
+        words = ["--dataset", str(tiny), "--device", "cpu", "--batch-size", "8", "--width", "4"]
+        words += [] if "--arch" in flags else ["--arch", "mlp"]
+        monkeypatch.setattr(sys, "argv", [f"{script}.py", *words, *flags])
+        importlib.import_module(script).main()
+        return SimpleNamespace(**caught)
+
+    return call
+
+
+@pytest.mark.parametrize("line", METHODS)
+def test_the_loss_is_one_graph_whose_value_is_the_eager_one(line, method):
+    torch._dynamo.reset()
+    found = method(line)
+    x1, x2 = torch.randn(2, 8, 3, 12, 12)
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(sum("matrix_exp" in str(node.target) for node in graph.graph.nodes))
+        return graph
+
+    values = []
+    for loss in (found.loss, torch.compile(found.loss, fullgraph=True, dynamic=False, backend=backend)):
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16):
+            values.append(loss(x1, x2).item())
+    assert values[0] == pytest.approx(values[1], rel=1e-6)
+    assert graphs == [int("orthogonal" in line)]  # its exponential once, not once a view
+
+
+def augmenter():
+    return common.Augment(12, blur_p=0.5, solarize_p=0.5)
+
+
+def test_the_views_are_compiled_without_a_break_and_once_whatever_the_jitters_order(monkeypatch):
+    torch._dynamo.reset()
+    x = torch.randint(0, 256, (6, 3, 12, 12), dtype=torch.uint8)
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph
+
+    eager = augmenter()
+    compiled = augmenter()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, fullgraph=True, backend=backend))
+    compiled.compile()
+    for seed in range(12):
+        views = (each(x, torch.Generator().manual_seed(seed)) for each in (eager, compiled))
+        torch.testing.assert_close(*views)
+    assert len(graphs) == 7  # parameters, crop, four operations, finish
+
+
+def test_the_views_dispatch_little_outside_of_what_is_compiled(monkeypatch):
+    calls = []
+
+    def compiled(function, **_):
+        def call(*args):
+            calls.append(function)
+            with _disable_current_modes():
+                return function(*args)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    augment = augmenter()
+    augment.compile()
+    x = torch.randint(0, 256, (6, 3, 12, 12), dtype=torch.uint8)
+    with Dispatched() as dispatched:
+        augment(x, torch.Generator())
+    assert sorted(dispatched.names) == ["aten::rand.generator", "aten::randperm.generator"]
+    assert len(calls) == 7
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """gpu(capability): a pretended GPU, on which nothing can be computed but what `prepare` tries first."""
+
+    def pretend(capability, compiler=lambda function, **_: function):
+        zeros = torch.zeros
+        device = torch.device("cuda:0")
+        monkeypatch.setattr(torch, "zeros", lambda *_, **__: SimpleNamespace(device=device))
+        monkeypatch.setattr(torch, "ones", lambda *_, **__: zeros(1))
+        monkeypatch.setattr(torch, "compile", lambda *_, **__: lambda _: compiler(None))
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla T4")
+
+    return pretend
+
+
+def computation(*flags):
+    return common._computation(common.arguments("").parse_args(flags))
+
+
+@pytest.mark.parametrize(
+    "capability, precision", [((7, 5), "float32"), ((8, 0), "bf16"), ((8, 6), "bf16"), ((9, 0), "bf16")]
+)
+def test_bf16_is_the_default_where_the_gpu_has_it(gpu, capability, precision):
+    gpu(capability)
+    args = computation()
+    assert (args.device, args.precision, args.compile) == ("cuda:0", precision, True)
+
+
+def test_bf16_asked_for_on_a_gpu_that_lacks_it_is_an_error(gpu):
+    gpu((7, 5))
+    with pytest.raises(common.UserError, match="--precision bf16 .*Tesla T4"):
+        computation("--precision", "bf16")
+
+
+def test_without_a_compiler_training_is_eager_unless_it_was_asked_for(gpu, capsys):
+    def broken(_):
+        raise RuntimeError("no compiler here\nwith details")
+
+    gpu((8, 0), broken)
+    assert computation().compile is False
+    assert "no compiler here" in (note := capsys.readouterr().err) and len(note.splitlines()) == 1
+    assert computation("--no-compile").compile is False and not capsys.readouterr().err
+    with pytest.raises(common.UserError, match="--compile .*no compiler here"):
+        computation("--compile")
+
+
+def test_a_gpu_that_the_wheel_has_no_kernels_for_is_an_error(gpu, monkeypatch):
+    def no_kernel(*_, **__):
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
+
+    gpu((7, 0))
+    monkeypatch.setattr(torch, "ones", no_kernel)
+    with pytest.raises(common.UserError, match="--device cuda .*no kernel image"):
+        computation()
+
+
+def test_tf32_is_off_whatever_the_environment_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "1")
+    code = f"""import sys; sys.path.insert(0, {str(ROOT)!r}); import common, torch, warnings
+print(torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
+warnings.warn("TensorFloat32 tensor cores for float32 matrix multiplication available but not enabled.")"""
+    done = run_process(tmp_path, "-c", code)
+    assert (done.stdout, done.stderr) == ("False False\n", "")
+
+
+def test_without_memory_a_run_is_one_line_and_its_checkpoint_continues(tiny, script, tmp_path, monkeypatch):
+    info_nce = common.info_nce
+    calls = []
+
+    def full(*args):
+        calls.append(args)
+        if len(calls) == 5:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return info_nce(*args)
+
+    arguments = ("--dataset", tiny, *TINY_RUN, "--resume", "--out")
+    assert script("simclr.py", *arguments, "whole").returncode == 0
+    monkeypatch.setattr(common, "info_nce", full)
+    done = script("simclr.py", *arguments, "run")
+    assert done.returncode == 1 and "--batch-size" in done.err and "--width" in done.err
+    assert len(done.err.strip().splitlines()) == 1
+    assert script("simclr.py", *arguments, "run").returncode == 0
+    states = (torch.load(tmp_path / out / "encoder.pt", weights_only=True) for out in ("whole", "run"))
+    torch.testing.assert_close(*states, rtol=0, atol=0)
+
+
+def test_a_signal_ends_a_step_that_compiles_at_once_and_nothing_is_lost(tiny, tmp_path, monkeypatch):
+    code = f"""import sys; sys.path.insert(0, {str(ROOT)!r}); import os, signal, common, simclr, torch
+def compiled(function, **_):
+    def call(*args):
+        if function.__name__ == "loss_of" and os.environ["STOP"]:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return function(*args)
+    return call
+torch.compile = compiled
+sys.argv[0] = "simclr.py"
+common.run(simclr.main)"""
+    arguments = ("--dataset", tiny, *TINY_RUN, "--compile", "--out", "run", "--resume")
+    for stop, expected in (("1", -signal.SIGTERM), ("", 0)):
+        monkeypatch.setenv("STOP", stop)
+        done = run_process(tmp_path, "-c", code, *arguments)
+        assert done.returncode == expected, done.stderr
+        assert (tmp_path / "run" / "result.json").exists() == (expected == 0)
+        assert not list((tmp_path / "run").glob("*.tmp"))
+
+
+# ------------------------------------------------------------------------------------------------ on a GPU
+
+
+def small_step(compiled):
+    """training_step of a small SimCLR on CUDA with the same weights and random numbers each time."""
+    args = common.arguments("").parse_args(["--device", "cuda", "--lr", "0.1"])
+    args.precision = "float32"  # in bfloat16 roundings alone change gradients of this net by a third
+    args.compile = compiled
+    args.image_size = 16
+    args.weight_decay = 5e-4
+    torch.manual_seed(0)
+    encoder = common.resnet(width=8)
+    projector = common.projector("mlp", encoder.dim)
+
+    def loss(x1, x2):
+        return common.info_nce(*common.embed(encoder, projector, x1, x2))
+
+    return common.training_step(args, encoder, projector, loss)
+
+
+def batches(count):
+    generator = torch.Generator("cuda").manual_seed(0)
+    return torch.randint(
+        0, 256, (count, 32, 3, 16, 16), generator=generator, dtype=torch.uint8, device="cuda"
+    )
+
+
+@needs_cuda
+def test_on_cuda_the_compiled_step_equals_the_eager_one():
+    before = {key: value.clone() for key, value in small_step(False)[1].state_dict().items()}
+    losses = []
+    changes = []
+    for compiled in (False, True):
+        step, model, _, _ = small_step(compiled)
+        losses.append(step(batches(1)[0]).item())
+        changes.append({key: value.double() - before[key] for key, value in model.state_dict().items()})
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    errors = [
+        ((changes[1][key] - change).norm() / change.norm().clamp(min=1e-8)).item()
+        for key, change in changes[0].items()
+    ]
+    # the median: a value that rounding takes across a ReLU's 0 changes a tensor or two by more
+    assert torch.tensor(errors).median() < 1e-4, errors
+
+
+@needs_cuda
+def test_on_cuda_a_step_launches_little_and_waits_for_nothing():
+    step = small_step(True)[0]
+    images = batches(20)
+    for x in images:
+        step(x)
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for x in images:
+                step(x)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    count = {event.key: event.count / len(images) for event in profile.key_averages()}
+    kinds = ("cudaLaunchKernel", "cuLaunchKernel", "cudaMemcpy", "cudaMemset")
+    assert 0 < sum(n for key, n in count.items() if key.startswith(kinds)) <= 45, count
+    assert count["cudaGraphLaunch"] == 2, count

@@ -1,0 +1,116 @@
+"""The rows: the papers' recipes, aliases, and which results are a row's."""
+
+import json
+
+import pytest
+from conftest import ROOT, TINY_RUN
+
+import rows
+
+COUNTS = {"table2": 12, "table1": 9, "barlow": 5, "directclr-tables": 14, "sparsehead-table": 11}
+LL = {"epochs": 200, "batch_size": 128, "optimizer": "sgd", "lr": 0.06, "weight_decay": 5e-4, "width": 64}
+LL |= {"crop_scale": [0.08, 1.0], "grey_p": 0.2, "stem": "cifar", "image_size": 32, "train_size": None}
+SH = {"epochs": 1000, "batch_size": 512, "optimizer": "adam", "lr": 3e-3, "weight_decay": 1e-6, "width": 64}
+SH |= {"crop_scale": [0.2, 1.0], "grey_p": 0.1, "stem": "cifar", "image_size": 32, "train_size": None}
+STL = {"epochs": 2000, "lr": 2e-3, "image_size": 96, "stem": "imagenet", "dataset": "stl10"}
+TINY = {"lr": 2e-3, "image_size": 64}
+MINI = {"epochs": 5, "width": 8, "train_size": 5000, "batch_size": 128}
+KINDS = ("linear", "orthogonal", "diagonal", "lowrank", "lowrank-diagonal")
+
+
+def test_tables_have_the_papers_rows_with_ll_or_sparseheads_recipe():
+    assert {table: len(rows.of(table)) for table in COUNTS} == COUNTS
+    for name, row in rows.ROW.items():
+        found = rows.arguments(name, "paper", "cifar100")
+        recipe, temperature = (SH, 0.5) if row.tables == "sparsehead-table" else (LL, 0.2)
+        assert found.items() >= recipe.items() and found.get("temperature", temperature) == temperature
+        assert found["arch"] == ("resnet50" if "resnet50" in name else "resnet18")
+        weight = {"werank": 0.1, "lastlayer": 1.0, "sparsehead": 1e-4}.get(name.split("-")[-1], 0.0)
+        if row.tables != "weights":
+            assert (found["reg"], found["reg_weight"]) == (name.split("-")[-1] if weight else "none", weight)
+
+
+@pytest.mark.parametrize(
+    "name, scale, dataset, wanted",
+    [
+        ("noproj", "short", "cifar10", LL | {"projector": "none", "epochs": 50, "fixed_dims": None}),
+        ("directclr-random", "paper", "cifar10", {"dim": None, "subvector": "random"}),
+        ("cs-werank", "paper", "cifar10", {"fixed_dims": 32, "fixed_value": 0.0, "projector": "none"}),
+        ("cs-d200-k1", "paper", "cifar10", {"fixed_dims": 312, "fixed_value": 1.0}),
+        ("cs-d400-kinv", "paper", "cifar10", {"fixed_dims": 112, "fixed_value": 512**-0.5}),
+        ("cs-d200-k0", "mini", "cifar10", MINI | {"fixed_dims": 39, "fixed_value": 0.0}),
+        ("cs-d400-kinv", "mini", "cifar10", MINI | {"fixed_dims": 14, "fixed_value": 0.125}),
+        ("cs-d480-k1", "mini", "cifar10", MINI | {"fixed_dims": 4, "fixed_value": 1.0}),
+        *((f"simclr-{kind}", "paper", "cifar10", LL | {"projector": kind}) for kind in KINDS),
+        *((f"directclr-d{d}", "paper", "cifar10", {"dim": d}) for d in (8, 32, 128, 256, 512)),
+        ("directclr-d8", "mini", "cifar10", MINI | {"dim": 1}),
+        ("barlow-noproj-werank", "paper", "cifar10", {"lambd": 5e-3, "projector": "none"}),
+        ("sh-noproj", "paper", "stl10", SH | STL | {"projector": "none", "reg": "none"}),
+        ("sh-simclr", "paper", "tiny-imagenet", SH | TINY | {"embedding": 512}),
+        ("sh-resnet50-sparsehead", "mini", "cifar10", {"arch": "resnet50", "embedding": 256}),
+        ("sh-simclr", "mlp", "tiny-imagenet", {"image_size": 16, "arch": "mlp", "epochs": 1000}),
+        ("sh-byol", "short", "cifar10", SH | {"epochs": 50}),
+        ("sh-byol-sparsehead", "paper", "stl10", SH | STL | {"embedding": None, "momentum": 0.99}),
+        ("noproj-lastlayer-10", "paper", "cifar10", {"reg": "lastlayer", "reg_weight": 10.0}),
+    ],
+)
+def test_a_rows_script_understands_its_command_as_the_paper_has_it(name, scale, dataset, wanted):
+    assert rows.arguments(name, scale, dataset).items() >= wanted.items()
+
+
+@pytest.mark.parametrize("name, other", [(row.name, row.same_as) for row in rows.ROWS if row.same_as])
+def test_an_alias_is_the_same_run_to_the_last_digit(script, tiny, tmp_path, name, other):
+    one, two = (rows.arguments(row, "paper", "cifar10") for row in (name, other))
+    assert [key for key in one.keys() & two.keys() if one[key] != two[key]] == []
+    found = []
+    for row in (name, other):
+        ran = script(*rows.ROW[row].command.split(), "--dataset", tiny, "--out", row, *TINY_RUN)
+        assert ran.returncode == 0, ran.err
+        found.append(json.loads((tmp_path / row / "result.json").read_text()))
+        for line in (found[-1], *found[-1]["history"]):  # what a clock says
+            del line["seconds"], line["images_per_second"]
+    shared = found[1].keys() - {"config"}
+    assert "weight_spectra" in shared and [key for key in shared if found[0][key] != found[1][key]] == []
+
+
+# ------------------------------------------------------------------------------------ is a result its row's?
+
+PLACE = ("noproj-lastlayer", "mini", "cifar10")
+
+
+def recorded(script="simclr.py", **changes):
+    """The configuration of a committed result of PLACE, with changed arguments."""
+    config = json.loads((ROOT / "results/mini/cifar10/noproj-lastlayer/seed0.json").read_text())["config"]
+    return config | {"script": script, "arguments": config["arguments"] | changes}
+
+
+def test_every_committed_result_is_its_rows():
+    files = sorted((ROOT / "results").glob("*/*/*/seed*.json"))
+    assert len(files) >= 144
+    for file in files:
+        *_, scale, dataset, name, _ = file.parts
+        assert rows.mismatch(json.loads(file.read_text())["config"], name, scale, dataset) == "", file
+
+
+def test_a_result_with_another_argument_or_script_or_of_another_place_is_not_the_rows():
+    other = {"epochs": 200, "width": 64, "train_size": None, "batch_size": 256, "lr": 0.03, "reg": "werank"}
+    other |= {"weight_decay": 1e-6, "reg_weight": 0.1, "reg_on": "projector", "optimizer": "adam"}
+    other |= {"projector": "mlp", "temperature": 0.5, "cross_view": True, "crop_scale": [0.2, 1.0]}
+    other |= {"arch": "mlp", "stem": "imagenet", "image_size": 64, "dataset": "cifar100", "fixed_dims": 4}
+    other |= {"subvector": "random"}
+    for key, value in other.items():
+        assert rows.mismatch(recorded(**{key: value}), *PLACE).startswith(f"{key} {value}, not ")
+    for place in (("noproj", *PLACE[1:]), (PLACE[0], "short", "cifar10"), (*PLACE[:2], "stl10")):
+        assert rows.mismatch(recorded(), *place)
+    assert rows.mismatch(recorded("barlow.py"), *PLACE) == "made by barlow.py, not simclr.py"
+    for config in (None, [], {}, {"script": "simclr.py", "arguments": 1}, recorded(batch_size="8", lr=None)):
+        assert "can't be read" in rows.mismatch(config, *PLACE)
+
+
+def test_what_may_differ_between_runs_of_a_row():
+    config = recorded(device="cuda:1", compile=True, precision="bf16", seed=5, eval_every=1)
+    del config["arguments"]["cross_view"]  # a result from before that argument
+    assert rows.mismatch(config, *PLACE) == ""
+    own = ("mine", "mini", "mine")  # a row of one's own has the scale's length and size
+    assert rows.mismatch(recorded("mine.py", temperature=9, dataset="mine"), *own) == ""
+    assert rows.mismatch(recorded("mine.py", epochs=6), *own) == "epochs 6, not 5"
