@@ -312,6 +312,7 @@ def test_t8_holds_where_x_at_the_start_says_which_directions_vanish(sign):
     run = toy.Run(layers=1, views=("one view", "weak"))
     made = trained(run, 0.1 * EYE[None], end[None], "T8", sample)
     found = made.directions(run)
+    assert near(found[2], (ratios < 1).expand(2, -1), 1e-6)
     assert near(found[0][1], values) and near(found[1][1], ratios) and values[0] < -0.1 < 0.1 < values[-1]
     assert [part["ok"] for part in toy.verdicts(made)["T8"]["parts"]][:2] == [sign > 0] * 2
 
