@@ -1154,15 +1154,22 @@ def features(encoder, projector, x, layers=LAYERS):
     return {layer: torch.cat([part[layer] for part in parts]) for layer in parts[0]}
 
 
-def representations(encoder, data, projector=None):
-    """train_h (N, D), train_y (N,), test_h (M, D), test_y (M,) of the labelled images; of z, given a
-    projector."""
+def representations(encoder, data):
+    """train_h (N, D), train_y (N,), test_h (M, D), test_y (M,) of the labelled images."""
     labelled = data.y_train >= 0
-    layer = "h" if projector is None else "z"
-    train_h, test_h = (
-        features(encoder, projector, x, (layer,))[layer] for x in (data.x_train[labelled], data.x_test)
-    )
+    images = (data.x_train[labelled], data.x_test)
+    train_h, test_h = (features(encoder, None, x, ("h",))["h"] for x in images)
     return train_h, data.y_train[labelled], test_h, data.y_test
+
+
+@torch.no_grad()
+def embeddings(projector, train_h, train_y, test_h, test_y):
+    """The same of z, from `representations`."""
+    training = projector.training
+    projector.eval()
+    train_z, test_z = (torch.cat([projector(block) for block in h.split(1024)]) for h in (train_h, test_h))
+    projector.train(training)
+    return train_z, train_y, test_z, test_y
 
 
 def _check_features(train_h, train_y, test_h, test_y):
@@ -1405,7 +1412,7 @@ def evaluate(encoder, projector, data, frozen=None):
     return {
         "knn200": knn_accuracy(*frozen),
         "knn5": knn_accuracy(*frozen, k=5, temperature=None),
-        "knn200_z": knn_accuracy(*representations(encoder, data, projector)),
+        "knn200_z": knn_accuracy(*embeddings(projector, *frozen)),
         "linear_top1": top1,
         "linear_top5": top5,
         **layer_statistics(encoder, projector, data.x_test),

@@ -582,15 +582,19 @@ def small_stay_small(trained):
 
 def depth_collapses(trained):
     """Judged from equal σ, as decaying ones have collapsed dimensions at the start: all σ(C) are above 1 % of
-    the largest for L = 1; training lowers their number, at no L by less than at L - 1, at the last L by
-    some."""
+    the largest for L = 1; training lowers their number, at no L by less than at L - 1, at the last L by some.
+    Not judged before every run has left the plateau of small weights, σ₁(C) above 1: deep ones need more
+    steps."""
     for (relu, start), runs in groupby(trained.runs["T4"], lambda run: (run.relu, run.start)):
+        runs = list(runs)
         before, after = torch.stack([trained.ranks(run) for run in runs], 1)
         lost = (before - after).mean(1)
         ok = (after[0] == DIM).all() & (lost.diff() >= 0).all() & (lost[-1] > 0 or len(lost) == 1)
+        small = [(sigma_c(run, trained.ends(run)[1], trained.x)[:, 0] < 1).sum().item() for run in runs]
         name = f"{'ReLU' if relu else 'linear'}, start {start}, L = 1 … {len(lost)}"
         line = f"{name}: rank of C at the start {text(*before)}, at the end {text(*after)}"
-        yield ok if start == EQUAL else None, line
+        line = f"{line}; seeds on the plateau {small}" if any(small) else line
+        yield ok if start == EQUAL and not any(small) else None, line
 
 
 def werank_helps(trained):

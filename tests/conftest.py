@@ -64,7 +64,7 @@ def tiny(tmp_path_factory):
 
 # Importing torch takes longer than a tiny run: this process has, and forks another for every run.
 FORKS = """
-import json, os, runpy, signal, sys, common
+import json, os, runpy, signal, sys, common, torch._dynamo  # which the first step imports
 probe = common.logistic_regression  # most of a tiny run's time, so with fewer iterations
 common.logistic_regression = lambda *args, iterations=0: probe(*args, iterations=10)
 for line in sys.stdin:

@@ -3,7 +3,7 @@
 import common
 import pytest
 import torch
-from conftest import read
+from conftest import TINY_RUN, read
 
 import simclr
 from byol import Target
@@ -123,6 +123,7 @@ def recording(args, encoder, projector, loss, modules=()):
     print("encoder", [p.double().sum().item() for p in encoder.parameters()])
     return step(args, encoder, projector, spied, modules)
 common.training_step = recording
+common.evaluate = lambda *_: sys.exit()
 """
 
 
@@ -146,3 +147,15 @@ def test_rows_of_one_seed_share_encoder_order_of_images_and_views(seen):
 
 def test_rows_of_another_seed_share_neither(seen):
     assert not set(seen("simclr.py")) & set(seen("simclr.py --seed 1"))
+
+
+@pytest.mark.parametrize(
+    "name, hidden, out", [("simclr", 32, 128), ("barlow", 2048, 2048), ("byol", 1024, 256)]
+)
+def test_projectors_are_as_wide_as_the_papers_unless_told(name, hidden, out, tiny, script, monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        common, "fit", lambda args, data, encoder, projector, *_, **__: made.extend(projector)
+    )
+    assert script(f"{name}.py", "--dataset", tiny, *TINY_RUN).returncode == 0
+    assert (made[0].out_features, made[3].out_features) == (hidden, out)

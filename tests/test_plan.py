@@ -163,7 +163,7 @@ def test_a_signal_stops_both_jobs_which_save_and_the_plan_says_what_is_left(fold
     ready = sorted(lines_with(process, " ready ", 2))
     assert ready == [f"{run}: é ready {max(1, os.cpu_count() // 2)} --resume\n" for run in both]
     to(process.pid, number)
-    *stopped, last = process.communicate()[0].splitlines()
+    *stopped, last = process.communicate(timeout=100)[0].splitlines()
     assert all(plan.Path("runs", run, "checkpoint.pt").exists() for run in both)
     assert len(stopped) == 2 and all("stopped with exit code 1" in line for line in stopped)
     assert last.startswith(f"0 of 12 runs done; next {both[1]}") and process.returncode == 128 + number
@@ -178,7 +178,7 @@ def test_a_killed_plan_loses_no_run(folder):
     assert lines_with(following, "in use", 1)[0].startswith("mini/cifar10/simclr/seed0 is in use by another")
     with open("gate", "w"):
         os.remove("gate")
-    assert "12 of 12 runs done" in following.communicate()[0] and following.returncode == 0
+    assert "12 of 12 runs done" in following.communicate(timeout=100)[0] and following.returncode == 0
 
 
 def timed_run(run, epochs, finished, seconds=60.0, device="d"):

@@ -86,7 +86,7 @@ def recorded(script="simclr.py", **changes):
 
 def test_every_committed_result_is_its_rows():
     files = sorted((ROOT / "results").glob("*/*/*/seed*.json"))
-    assert len(files) >= 144
+    assert len(files) >= 138
     for file in files:
         *_, scale, dataset, name, _ = file.parts
         assert rows.mismatch(json.loads(file.read_text())["config"], name, scale, dataset) == "", file
