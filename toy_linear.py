@@ -632,19 +632,27 @@ def directions_shrink(trained):
         right = (values * ratios.log() > 0) & clear
         share = right.sum(2) / clear.sum(2)
         yield share > 0.9, f"{name}: share of directions that shrink or grow as predicted {text(*share)}"
-        down = values < 0
-        left = (ratios * down).amax(2) / ratios.amax(2)
-        line = f"{name}: largest |Wv| of negative eigenvalues / of all {text(*left)}"
-        yield left < COLLAPSED**0.5 if down.any(2).all() else None, line
-        predicted = text((down & clear)[0].sum(1).float())  # at every depth: W is the same but for a rotation
-        order = text(*rank_correlation(values, ratios))
-        shrink = text(*(right & down).sum(2).float())
-        yield None, f"{name}: {predicted} predicted to shrink, {shrink} do; rank correlation {order}"
         spectrum = torch.stack([sigma(whole(trained.ends(run)[1])) for run in runs])
         rank = (spectrum > COLLAPSED**0.5 * spectrum[..., :1]).sum(2).float()
-        yield None, f"{name}: rank of C = WWᵀ {text(*rank)}; σ(W) that shrink {text(*inside.sum(2))}"
-        held = (inside * down).sum(2) / down.sum(2).clamp(min=1)
-        yield None, f"{name}: share of negative eigenvalues' vectors in the space that shrinks {text(*held)}"
+        order = rank_correlation(values, ratios)
+        yield (
+            None,
+            f"{name}: rank correlation of eigenvalue and growth {text(*order)}; rank of C {text(*rank)}",
+        )
+        down = values < 0
+        if down.any(2).all():
+            left = (ratios * down).amax(2) / ratios.amax(2)
+            line = f"{name}: largest |Wv| of negative eigenvalues / of all {text(*left)}"
+            yield left < COLLAPSED**0.5, line
+            predicted = text(
+                (down & clear)[0].sum(1).float()
+            )  # at every depth: W is the same but for a rotation
+            yield None, f"{name}: {predicted} predicted to shrink, {text(*(right & down).sum(2).float())} do"
+            held = (inside * down).sum(2) / down.sum(2)
+            line = (
+                f"{name}: {text(*inside.sum(2).round())} σ(W) shrink; share of negative eigenvalues' vectors"
+            )
+            yield None, f"{line} in the space of theirs {text(*held)}"
 
 
 TEXTS = {

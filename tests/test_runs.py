@@ -311,6 +311,7 @@ def test_on_real_images_a_short_run_beats_raw_pixels(request, script, tmp_path):
     folder = request.config.getoption("--data")
     if not folder or not (Path(folder) / "cifar10.npz").exists():
         pytest.skip("needs --data FOLDER with cifar10.npz")
+    folder = Path(folder).resolve()  # the script runs elsewhere
     flags = ("--data-dir", folder, "--train-size", 5000, "--width", 16, "--epochs", 5, "--device", "cpu")
     done = script("simclr.py", "--dataset", "cifar10", *flags, "--out", "run")
     assert done.returncode == 0, done.err

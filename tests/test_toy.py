@@ -314,7 +314,8 @@ def test_t8_holds_where_x_at_the_start_says_which_directions_vanish(sign):
     found = made.directions(run)
     assert near(found[2], (ratios < 1).expand(2, -1), 1e-6)
     assert near(found[0][1], values) and near(found[1][1], ratios) and values[0] < -0.1 < 0.1 < values[-1]
-    assert [part["ok"] for part in toy.verdicts(made)["T8"]["parts"]][:2] == [sign > 0] * 2
+    judged = [part["ok"] for part in toy.verdicts(made)["T8"]["parts"] if part["ok"] is not None]
+    assert judged == [sign > 0, sign > 0]
 
 
 BAD = (
