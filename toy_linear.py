@@ -634,25 +634,18 @@ def directions_shrink(trained):
         yield share > 0.9, f"{name}: share of directions that shrink or grow as predicted {text(*share)}"
         spectrum = torch.stack([sigma(whole(trained.ends(run)[1])) for run in runs])
         rank = (spectrum > COLLAPSED**0.5 * spectrum[..., :1]).sum(2).float()
-        order = rank_correlation(values, ratios)
-        yield (
-            None,
-            f"{name}: rank correlation of eigenvalue and growth {text(*order)}; rank of C {text(*rank)}",
-        )
+        order = text(*rank_correlation(values, ratios))
+        yield None, f"{name}: rank correlation of eigenvalue and growth {order}; rank of C {text(*rank)}"
         down = values < 0
         if down.any(2).all():
             left = (ratios * down).amax(2) / ratios.amax(2)
             line = f"{name}: largest |Wv| of negative eigenvalues / of all {text(*left)}"
             yield left < COLLAPSED**0.5, line
-            predicted = text(
-                (down & clear)[0].sum(1).float()
-            )  # at every depth: W is the same but for a rotation
+            predicted = text((down & clear)[0].sum(1).float())  # the same at every depth, as X is
             yield None, f"{name}: {predicted} predicted to shrink, {text(*(right & down).sum(2).float())} do"
             held = (inside * down).sum(2) / down.sum(2)
-            line = (
-                f"{name}: {text(*inside.sum(2).round())} σ(W) shrink; share of negative eigenvalues' vectors"
-            )
-            yield None, f"{line} in the space of theirs {text(*held)}"
+            line = f"{name}: {text(*inside.sum(2).round())} σ(W) shrink; share of negative eigenvalues'"
+            yield None, f"{line} vectors in the space of theirs {text(*held)}"
 
 
 TEXTS = {
