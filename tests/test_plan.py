@@ -63,8 +63,8 @@ def write(path, content):
 
 def make(folder, *arguments):
     shutil.copy(ROOT / "Makefile", folder)
-    # the variables of a make that runs these tests are not theirs
-    env = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MFLAGS", "DATA")}
+    # a make that runs these tests has no say: with its MAKELEVEL this one would print folders
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS", "DATA"))}
     command = ["make", f"PY={sys.executable}", *arguments]
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
 
