@@ -9,6 +9,8 @@ al. 2023).
 import argparse
 import contextlib
 import copy
+import datetime
+import importlib
 import json
 import math
 import os
@@ -30,6 +32,7 @@ with contextlib.suppress(ValueError):
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 import torchvision
 from torch import nn
@@ -57,11 +60,109 @@ class UserError(ValueError):
     """Bad input. Scripts print it as one line on stderr and exit with code 2."""
 
 
+# -------------------------------------------------------------------------------------------------- processes
+# Started by torchrun, every process has a device, a share of each batch, and the same weights. All embeddings
+# come together in `embed`, so every process computes the loss of the whole batch. Process 0 writes, prints
+# and evaluates.
+
+
+def rank():
+    """This process's number."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def processes():
+    """How many there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def join_processes():
+    """Meets the processes that torchrun's environment speaks of, if there are others."""
+    if os.environ.get("WORLD_SIZE", "1") == "1" or dist.is_initialized():
+        return
+    try:  # two hours: others wait while process 0 evaluates
+        dist.init_process_group(timeout=datetime.timedelta(hours=2))
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"WORLD_SIZE is set, and the processes can't meet ({brief(error)})") from None
+    if rank():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, it stays open
+
+
+def leave_processes():
+    """Ends the exchange; from here on every process is alone."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def first_process(function):
+    """What function() returns or what UserError it raises in process 0, in every process."""
+    outcome = [None, None]
+    if rank() == 0:
+        try:
+            outcome[0] = function()
+        except UserError as error:
+            outcome[1] = str(error)
+    if processes() > 1:
+        dist.broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise UserError(outcome[1])
+    return outcome[0]
+
+
+def in_turn(function):
+    """function() in process 0, then in the others, which find the files that it made."""
+    found = []
+    first_process(lambda: found.append(function()))
+    return found[0] if found else function()
+
+
+def largest(number):
+    """The largest of all processes' numbers, whole ones. Hosts wait for each other here, devices do not."""
+    if processes() == 1:
+        return number
+    found = torch.tensor(number)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return found.item()
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, z):
+        parts = [torch.empty_like(z) for _ in range(processes())]
+        dist.all_gather(parts, z)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return processes() * gradient.chunk(processes())[rank()]
+
+
+@torch.compiler.disable
+def gather(z):
+    """z (B, m) of the whole batch from each process's own (B / processes, m). Every process computes the same
+    loss, so its own rows of the gradient, times the number of processes, are what `average_gradients`
+    needs."""
+    return _Gather.apply(z.contiguous())
+
+
+def average_gradients(parameters):
+    """Makes their gradients the mean over all processes, in one exchange."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= processes()
+    parts = flat.split([gradient.numel() for gradient in gradients])
+    torch._foreach_copy_(gradients, [part.view_as(gradient) for part, gradient in zip(parts, gradients)])
+
+
 # ------------------------------------------------------------------------------------------------------- data
 
 
 class Dataset(NamedTuple):
-    """Images uint8 (N, 3, H, W), labels int64 (N,), -1 of a training image without one (STL-10)."""
+    """Images uint8 (N, 3, H, W), labels int64 (N,), -1 of a training image without one (STL-10).
+
+    mapped: the images lie in files, and are read as they are needed.
+    """
 
     name: str
     x_train: torch.Tensor
@@ -69,31 +170,37 @@ class Dataset(NamedTuple):
     x_test: torch.Tensor
     y_test: torch.Tensor
     classes: tuple
+    mapped: bool = False
 
 
 NPZ_KEYS = ("x_train", "y_train", "x_test", "y_test", "classes")
 NAMED = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "stl10": "STL10"}  # in torchvision.datasets
 
 
-def load_dataset(name, data_dir="data", image_size=None):
-    """A `Dataset` in memory. Raises UserError that names the file and what is wrong with it.
+def load_dataset(name, data_dir="data", image_size=None, skip_broken=False):
+    """A `Dataset` on the CPU. Raises UserError that names the file and what is wrong with it.
 
     name: cifar10, cifar100, stl10 (train + unlabelled): <data_dir>/<name>.npz, which a torchvision download
     writes the first time; shapes (drawn by shapes.py, no download); an .npz of x_train (N, H, W, 3) uint8,
     y_train (N,), x_test, y_test, optionally classes; or an image folder train/<class>/*, val/<class>/*, which
-    needs image_size. image_size: other images are resized (shorter side, antialiased) and centre-cropped to
-    image_size squared.
+    needs image_size, is packed (pack.py) the first time and mapped. image_size: other images are resized
+    (shorter side, antialiased) and centre-cropped to image_size squared. skip_broken: leaves unreadable
+    images of a folder out.
     """
     path = Path(name)
     if name == "shapes":
-        arrays = _drawn()
+        arrays = _beside("shapes").shapes()
     elif name in NAMED:
         npz = Path(data_dir) / f"{name}.npz"
         arrays = _read_npz(npz) if npz.exists() else _download(name, npz)
     elif path.suffix == ".npz":
         arrays = _read_npz(path)
     elif path.is_dir():
-        arrays = _read_folder(path, image_size)
+        if image_size is None:
+            raise UserError(f"the image folder {path} needs --image-size")
+        folder = _beside("pack")
+        folder.pack(path, image_size, skip_broken)
+        return Dataset(path.stem, *folder.load(path, image_size), mapped=True)
     else:
         raise UserError(f"dataset {name!r} is not shapes, {', '.join(NAMED)}, an .npz or a folder")
     tensors = {}
@@ -109,12 +216,11 @@ def load_dataset(name, data_dir="data", image_size=None):
     return Dataset(path.stem, **tensors, classes=tuple(str(c) for c in arrays["classes"]))
 
 
-def _drawn():
+def _beside(name):
     try:
-        import shapes
+        return importlib.import_module(name)
     except ImportError:
-        raise UserError("--dataset shapes is drawn by shapes.py, which is not beside common.py") from None
-    return shapes.shapes()
+        raise UserError(f"this --dataset needs {name}.py, which is not beside common.py") from None
 
 
 def _read_npz(path):
@@ -165,32 +271,7 @@ def _download(name, npz):
         with atomic_write(npz) as file:
             np.savez(file, **arrays)
     except OSError as error:  # a read-only folder: slower next time, that is all
-        print(f"note: {npz} can't be written ({brief(error)})", file=sys.stderr)
-    return arrays
-
-
-def _read_folder(path, size):
-    if size is None:
-        raise UserError(f"the image folder {path} needs --image-size")
-
-    def read(sample):
-        try:
-            return np.asarray(vision.center_crop(vision.resize(train.loader(sample[0]), size), size))
-        except Exception as error:  # Pillow's are many too
-            raise UserError(f"{sample[0]} is not a readable image ({brief(error)})") from None
-
-    try:
-        train, val = (torchvision.datasets.ImageFolder(str(path / split)) for split in ("train", "val"))
-    except OSError as error:
-        raise UserError(f"{path} must hold train/<class>/* and val/<class>/* ({brief(error)})") from None
-    if unknown := set(val.classes) - set(train.classes):
-        raise UserError(f"{path}/val has the class {min(unknown)!r}, which {path}/train does not have")
-    arrays = {"classes": train.classes}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for split, part in (("train", train), ("test", val)):
-            images = tqdm(pool.map(read, part.samples), part.root, len(part), disable=None, leave=False)
-            arrays[f"x_{split}"] = np.stack(list(images))
-            arrays[f"y_{split}"] = np.array([train.class_to_idx[part.classes[y]] for y in part.targets])
+        note(f"{npz} can't be written ({brief(error)})")
     return arrays
 
 
@@ -208,6 +289,26 @@ def subset(data, size):
             raise UserError(f"{takes}; there are {len(of_class)}")
         keep[of_class[:count]] = True
     return data._replace(x_train=data.x_train[keep], y_train=data.y_train[keep])
+
+
+def batches(data, order, batch, first, device):
+    """Batches of the training images, (B, 3, H, W) on the device, in this order (N,), from the first-th on,
+    without an incomplete one; of several processes each gets its share. What lies in files is read ahead."""
+    order = order[: len(order) // batch * batch].view(-1, processes(), batch // processes())[first:, rank()]
+    if not data.mapped:
+        yield from (data.x_train[part] for part in order)
+        return
+
+    def read(part):
+        images = data.x_train[part]
+        return images.pin_memory() if device.type == "cuda" else images
+
+    with ThreadPoolExecutor(1) as pool:
+        ahead = None
+        for part in [*order.cpu(), None]:
+            now, ahead = ahead, part is not None and pool.submit(read, part)
+            if now:
+                yield now.result().to(device, non_blocking=True)
 
 
 # ----------------------------------------------------------------------------------------------- augmentation
@@ -306,6 +407,10 @@ def normalize(x, mean=IMAGENET_MEAN, std=IMAGENET_STD):
     return torch.stack([(x[:, channel] - mean[channel]) / std[channel] for channel in range(3)], 1)
 
 
+def _pair(value):
+    return tuple(value) if isinstance(value, tuple | list) else (value, value)
+
+
 @dataclass
 class Augment:
     """A random view of each image: uint8 (B, 3, H, W) to float32 (B, 3, size, size), on x's device.
@@ -313,9 +418,10 @@ class Augment:
     Random resized crop, flip, colour jitter, greyscale, Gaussian blur, solarize, normalise (SimCLR's recipe),
     with parameters drawn per image from the distributions of torchvision's RandomResizedCrop and ColorJitter;
     the order of the jitter's operations is drawn once a batch. scale: share of the area that a crop keeps.
-    jitter: brightness, contrast, saturation, hue. flip and *_p: probabilities. Blur: a kernel of 10 % of the
-    size, sigma 0.1 … 2 pixels. `draw` takes every random number, `apply` none. UserError for values that make
-    no sense.
+    jitter: brightness, contrast, saturation, hue. flip and *_p: probabilities; a pair of blur_p or solarize_p
+    is that of the batch's first and second half. Blur: a kernel of 10 % of the size, sigma 0.1 … 2 pixels.
+    `draw` takes every random number, `apply` none. share (i, n): of a batch of two views of n times the
+    images, draws all and keeps the i-th part of both. UserError for values that make no sense.
     """
 
     size: int
@@ -324,10 +430,11 @@ class Augment:
     jitter: tuple = (0.4, 0.4, 0.4, 0.1)
     jitter_p: float = 0.8
     grey_p: float = 0.2
-    blur_p: float = 0.0
-    solarize_p: float = 0.0
+    blur_p: float | tuple = 0.0
+    solarize_p: float | tuple = 0.0
     mean: tuple = IMAGENET_MEAN
     std: tuple = IMAGENET_STD
+    share: tuple = (0, 1)
 
     def __post_init__(self):
         low, high = self.scale
@@ -339,10 +446,10 @@ class Augment:
                 f"jitter (--jitter) is four numbers >= 0, the last (hue) <= 0.5, not {self.jitter}"
             )
         for name in ("flip", "jitter_p", "grey_p", "blur_p", "solarize_p"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(
-                    f"{name} (--{name.replace('_', '-')}) {getattr(self, name)} is no probability"
-                )
+            both = _pair(getattr(self, name))
+            if len(both) != 2 or not all(0 <= p <= 1 for p in both):
+                flag = name.replace("_", "-")
+                raise UserError(f"{name} (--{flag}) {getattr(self, name)} is no probability, nor two")
         self.colour = [adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue]
 
     def compile(self):
@@ -359,7 +466,10 @@ class Augment:
 
     def draw(self, n, height, width, device="cpu", generator=None):
         """The random parameters of n views of images of height x width, as `apply` takes them."""
-        uniform = torch.rand(32, n, generator=generator, device=device)
+        process, count = self.share
+        uniform = torch.rand(32, n * count, generator=generator, device=device)
+        if count > 1:
+            uniform = uniform.view(32, 2, count, -1)[:, :, process].flatten(1)
         on_host = generator if generator is not None and generator.device.type == "cpu" else None
         order = torch.randperm(4, generator=on_host).tolist()
         return {**self.parameters(uniform, height, width), "order": order}
@@ -370,6 +480,11 @@ class Augment:
 
         def between(values, low, high):
             return values * (high - low) + low
+
+        def chosen(drawn, probability):
+            first, second = _pair(probability)
+            in_first = torch.arange(drawn.numel(), device=drawn.device) < drawn.numel() / 2
+            return drawn < (torch.where(in_first, first, second) if first != second else first)
 
         area = height * width * between(attempts, *self.scale)
         ratio = between(ratios, math.log(3 / 4), math.log(4 / 3)).exp()
@@ -396,8 +511,8 @@ class Augment:
             "flip": choices[1] < self.flip,
             "factors": tuple(factors),
             "grey": choices[2] < self.grey_p,
-            "sigma": torch.where(choices[3] < self.blur_p, between(strengths[4], 0.1, 2), no_blur),
-            "solarized": choices[4] < self.solarize_p,
+            "sigma": torch.where(chosen(choices[3], self.blur_p), between(strengths[4], 0.1, 2), no_blur),
+            "solarized": chosen(choices[4], self.solarize_p),
         }
 
     def apply(self, x, box, flip, factors, order, grey, sigma, solarized):
@@ -416,9 +531,9 @@ class Augment:
         """What comes after it."""
         if self.grey_p:
             x = adjust_saturation(x, 1 - grey.float())
-        if self.blur_p:
+        if any(_pair(self.blur_p)):
             x = gaussian_blur(x, sigma, max(3, int(0.1 * self.size) // 2 * 2 + 1))
-        if self.solarize_p:
+        if any(_pair(self.solarize_p)):
             x = solarize(x, solarized)
         return normalize(x, self.mean, self.std)
 
@@ -488,6 +603,10 @@ class MLP(nn.Module):
         return self.layer3(self.hidden(self.layer2(x)))
 
 
+def _is_batchnorm(module):
+    return isinstance(module, nn.modules.batchnorm._BatchNorm)
+
+
 def memory_format(encoder):
     """channels_last where it is safe, a quarter faster on a CPU: with torch 2.11 to 2.15 a strided 1 x 1
     convolution (oneDNN's) of fewer than 16 channels overruns its memory on a CPU."""
@@ -537,9 +656,10 @@ def projector(kind, dim, hidden=None, out=128, final_bn=False):
 def embed(encoder, projector, x1, x2):
     """z1, z2 (B, m) of two views, each passed alone, so that BatchNorm's statistics are those of one view.
 
-    Every method gets its embeddings here: the one place to gather them from several processes.
+    Every method gets its embeddings here: those of the whole batch, from all processes.
     """
-    return projector(encoder(x1)), projector(encoder(x2))
+    both = projector(encoder(x1)), projector(encoder(x2))
+    return tuple(map(gather, both)) if processes() > 1 else both
 
 
 # ----------------------------------------------------------------------------------------------------- losses
@@ -657,7 +777,7 @@ class Parser(argparse.ArgumentParser):
     """argparse with errors of one line."""
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+        fail(f"{self.prog}: error: {message}", 2)
 
 
 def number(kind, low, high=2**20):
@@ -682,6 +802,15 @@ def size(text):
     return value
 
 
+class OneOrTwo(argparse.Action):
+    """Stores a number, or a pair of them."""
+
+    def __call__(self, parser, namespace, values, option=None):
+        if len(values) > 2:
+            raise argparse.ArgumentError(self, f"one number or two, not {len(values)}")
+        setattr(namespace, self.dest, values[0] if len(values) == 1 else values)
+
+
 def arguments(doc):
     """A parser with the arguments that every method has; `doc` is the script's docstring."""
     raw = argparse.RawDescriptionHelpFormatter
@@ -691,6 +820,7 @@ def arguments(doc):
     add("--data-dir", default="data", help="where the named sets are, and are downloaded to (data)")
     add("--train-size", type=number(int, 2), help="size of a class-balanced subset to train on (all)")
     add("--image-size", type=number(int, 8, 4096), help="pixels; an image folder needs it (the images')")
+    add("--skip-broken", action="store_true", help="leave unreadable images of a folder out")
     add = parser.add_argument_group("augmentation (LL and lightly on CIFAR)").add_argument
     shares = {"type": float, "nargs": 2, "metavar": ("LOW", "HIGH")}
     add("--crop-scale", default=(0.08, 1.0), **shares, help="share of the area (0.08 1; SparseHead 0.2 1)")
@@ -702,8 +832,9 @@ def arguments(doc):
         help="bright, contrast, saturation, hue (0.4 0.4 0.4 0.1)",
     )
     add("--grey-p", type=float, default=0.2, help="probability of greyscale (0.2; SparseHead 0.1)")
-    add("--blur-p", type=float, default=0.0, help="probability of Gaussian blur (0; ImageNet 0.5)")
-    add("--solarize-p", type=float, default=0.0, help="probability of solarization (0)")
+    odds = {"type": float, "nargs": "+", "action": OneOrTwo, "metavar": "P", "default": 0.0}
+    add("--blur-p", **odds, help="probability of Gaussian blur, or of each view (0; DirectCLR 1.0 0.1)")
+    add("--solarize-p", **odds, help="of solarization (0; DirectCLR 0 0.2)")
     add = parser.add_argument_group("encoder").add_argument
     archs = ("resnet18", "resnet34", "resnet50", "mlp")
     add("--arch", choices=archs, default="resnet18", help="mlp: three linear layers, D = 4 widths (resnet18)")
@@ -716,9 +847,11 @@ def arguments(doc):
     add = parser.add_argument_group("optimisation").add_argument
     add("--epochs", type=number(int, 1), default=200, help="(200: lightly; LL is silent)")
     add("--batch-size", type=number(int, 2), default=128, help="images, each in two views (128: LL)")
-    add("--optimizer", choices=("sgd", "adam"), default="sgd", help="(sgd 0.9: LL; SparseHead adam)")
-    add("--lr", type=number(float, 1e-12), help="cosine from it to 0 (sgd 0.06 batch/128, adam 3e-3)")
-    add("--weight-decay", type=number(float, 0), help="on every parameter (sgd 5e-4, adam 1e-6)")
+    names = ("sgd", "adam", "lars")
+    add("--optimizer", choices=names, default="sgd", help="(sgd 0.9: LL; SparseHead adam, DirectCLR lars)")
+    add("--lr", type=number(float, 1e-12), help="(sgd 0.06 batch/128, adam 3e-3, lars 0.3 batch/256)")
+    add("--warmup-epochs", type=number(int, 0), default=0, help="linear to --lr; then cosine to 0 (0)")
+    add("--weight-decay", type=number(float, 0), help="on every parameter (sgd 5e-4, adam and lars 1e-6)")
     add("--seed", type=number(int, 0, 2**31), default=0, help="of weights, order and views (0)")
     add = parser.add_argument_group("run").add_argument
     add("--device", help="cpu, cuda, cuda:1 … (cuda where there is one)")
@@ -757,11 +890,11 @@ def resolve(args):
     """Arguments with the defaults that depend on others filled in, and shares of D as dimensions; `args`
     stays."""
     args = argparse.Namespace(**vars(args))
-    sgd = args.optimizer == "sgd"
+    b = args.batch_size
     if args.lr is None:
-        args.lr = 0.06 * args.batch_size / 128 if sgd else 3e-3
+        args.lr = {"sgd": 0.06 * b / 128, "adam": 3e-3, "lars": 0.3 * b / 256}[args.optimizer]
     if args.weight_decay is None:
-        args.weight_decay = 5e-4 if sgd else 1e-6
+        args.weight_decay = {"sgd": 5e-4, "adam": 1e-6, "lars": 1e-6}[args.optimizer]
     if args.reg_weight is None:
         args.reg_weight = REG_WEIGHT[args.reg]
     if args.stem == "auto":
@@ -780,26 +913,50 @@ def prepare(args, resolve=resolve):
     resolve: the script's own. UserError where the device, the compiler, the data or their sizes can't be
     used.
     """
+    join_processes()
     args = _computation(args)
-    data = load_dataset(args.dataset, args.data_dir, args.image_size)
+    batch = args.batch_size
+    if batch % processes() or batch < 2 * processes():
+        raise UserError(f"--batch-size {batch} can't be shared by {processes()} processes, 2 images each")
+    if args.warmup_epochs >= args.epochs:
+        raise UserError(f"--warmup-epochs {args.warmup_epochs} leaves none of --epochs {args.epochs}")
+    data = in_turn(lambda: load_dataset(args.dataset, args.data_dir, args.image_size, args.skip_broken))
     data = subset(data, args.train_size) if args.train_size else data
-    if len(data.x_train) < args.batch_size:
-        raise UserError(f"--batch-size {args.batch_size} exceeds the {len(data.x_train)} training images")
+    if len(data.x_train) < batch:
+        raise UserError(f"--batch-size {batch} exceeds the {len(data.x_train)} training images")
     if data.x_train.shape[2] != data.x_train.shape[3]:
         raise UserError(f"images of {tuple(data.x_train.shape[2:])} pixels need an --image-size")
     args.image_size = data.x_train.shape[2]
     args = resolve(args)
     torch.manual_seed(args.seed)
-    on_device = (value.to(args.device) if torch.is_tensor(value) else value for value in data)
-    return args, Dataset(*on_device)
+    return args, _to_device(data, torch.device(args.device))
+
+
+def _to_device(data, device):
+    """The data on the device; but images that lie in files stay there if half its free memory is too little,
+    and on a CPU, which keeps in memory what it has read."""
+    found = data._replace(y_train=data.y_train.to(device), y_test=data.y_test.to(device))
+    if data.mapped and device.type == "cpu":
+        return found
+    room = torch.cuda.mem_get_info(device)[0] // 2 if data.mapped else math.inf
+    if data.x_train.nbytes + data.x_test.nbytes > room:
+        return found
+    return found._replace(x_train=data.x_train.to(device), x_test=data.x_test.to(device), mapped=False)
 
 
 def _computation(args):
     """The arguments with device, precision and compile filled in, each tried."""
     args = argparse.Namespace(**vars(args))
     asked = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", processes()))
+    if processes() > 1 and asked == "cuda" and torch.cuda.is_available():
+        if here > torch.cuda.device_count():
+            raise UserError(f"{here} processes need as many GPUs; there are {torch.cuda.device_count()}")
+        asked = f"cuda:{os.environ.get('LOCAL_RANK', rank())}"
     try:
         device = torch.zeros(1, device=asked).device
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
         if device.type not in ("cpu", "cuda"):
             raise RuntimeError("cpu and cuda are supported")
         torch.ones(1, device=device).add_(1).item()  # PyTorch may have no kernels for so old a GPU
@@ -823,7 +980,7 @@ def _computation(args):
     except Exception as error:  # whatever a compiler says
         if wanted:
             raise UserError(f"--compile can't be used here ({brief(error)}): --no-compile") from None
-        print(f"note: torch.compile can't be used here ({brief(error)}): training eagerly", file=sys.stderr)
+        note(f"torch.compile can't be used here ({brief(error)}): training eagerly")
         args.compile = False
     return args
 
@@ -833,23 +990,58 @@ def _computation(args):
 
 def optimizer(args, parameters):
     """The optimiser that --optimizer names, fused on CUDA."""
-    options = {"lr": args.lr, "weight_decay": args.weight_decay, "fused": args.device != "cpu"}
+    options = {"lr": args.lr, "weight_decay": args.weight_decay}
+    if args.optimizer == "lars":
+        return LARS(parameters, **options)
+    options["fused"] = args.device != "cpu"
     if args.optimizer == "adam":
         return torch.optim.Adam(parameters, **options)
     return torch.optim.SGD(parameters, momentum=0.9, **options)
 
 
+class LARS(torch.optim.Optimizer):
+    """SGD with momentum 0.9 whose update g + wd · w of each weight is scaled to trust · ‖w‖ / ‖g + wd · w‖
+    (You et al. 2017, eq. 6, as DirectCLR's public code has it); biases and BatchNorms (1-d) keep g."""
+
+    def __init__(self, parameters, lr, weight_decay=0.0, momentum=0.9, trust=1e-3):
+        defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "trust": trust}
+        super().__init__(parameters, defaults)
+
+    @torch.no_grad()
+    def step(self):
+        """One update of every parameter with a gradient; nothing waits for the device."""
+        for group in self.param_groups:
+            for p in (p for p in group["params"] if p.grad is not None):
+                update = p.grad
+                if p.ndim > 1:
+                    update = update.add(p, alpha=group["weight_decay"])
+                    size = torch.linalg.vector_norm(p)
+                    ratio = group["trust"] * size / torch.linalg.vector_norm(update)
+                    update *= torch.where((size > 0) & ratio.isfinite(), ratio, 1)
+                if "momentum" not in self.state[p]:
+                    self.state[p]["momentum"] = torch.zeros_like(p)
+                p.sub_(self.state[p]["momentum"].mul_(group["momentum"]).add_(update), alpha=group["lr"])
+
+
+def learning_rates(args, steps):
+    """That of every step of a run: `cosine`, from --lr, after --warmup-epochs."""
+    warmup = args.warmup_epochs * steps // args.epochs
+    return [cosine(args.lr, step, steps, warmup) for step in range(steps)]
+
+
 def decay_horizon(args, steps):
-    """H = weight decay · Σ lr / (1 - momentum): a weight without a gradient shrinks by e^(-H). None for Adam,
-    whose decay passes through its moments."""
-    if args.optimizer == "adam":
-        return None
-    return args.weight_decay * sum(cosine(args.lr, step, steps) for step in range(steps)) / (1 - 0.9)
+    """H = weight decay · Σ lr / (1 - momentum): a weight without a gradient shrinks by e^(-H). None but for
+    SGD: Adam's decay passes through its moments, LARS scales it."""
+    return (
+        args.weight_decay * sum(learning_rates(args, steps)) / (1 - 0.9) if args.optimizer == "sgd" else None
+    )
 
 
-def cosine(lr, step, steps):
-    """The learning rate of a step, from lr to 0."""
-    return lr * (1 + math.cos(math.pi * step / steps)) / 2
+def cosine(lr, step, steps, warmup=0):
+    """The learning rate of a step: linear to lr in the first `warmup` ones, then a cosine to 0."""
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    return lr * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
 
 
 def epoch_order(seed, epoch, n, device):
@@ -871,7 +1063,8 @@ def on_signals(action):
 
 def training_step(args, encoder, projector, loss, modules=()):
     """(step, model, opt, generator): step(x) takes uint8 images (B, 3, H, W) through two views, loss(x1, x2),
-    gradients and the optimiser, and returns the loss, which is still on its device.
+    gradients and the optimiser, and returns the loss, which is still on its device. Of several processes each
+    takes its share of the images.
 
     With --compile the loss and the operations of the views are compiled; on CUDA the passes through the
     networks are replayed as CUDA graphs, and nothing in a step waits for the device.
@@ -882,18 +1075,25 @@ def training_step(args, encoder, projector, loss, modules=()):
     # Views have a generator of their own: runs of one seed share them, whatever else a method draws.
     generator = torch.Generator(args.device).manual_seed(args.seed)
     odds = {"grey_p": args.grey_p, "blur_p": args.blur_p, "solarize_p": args.solarize_p}
-    augment = Augment(args.image_size, args.crop_scale, jitter=args.jitter, **odds)
+    share = (rank(), processes())
+    augment = Augment(args.image_size, args.crop_scale, jitter=args.jitter, **odds, share=share)
     model = nn.ModuleDict({"encoder": encoder, "projector": projector, "others": nn.ModuleList(modules)})
+    if processes() > 1 and cuda:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    elif processes() > 1 and any(map(_is_batchnorm, model.modules())):
+        note(f"on a CPU each of the {processes()} processes has BatchNorm statistics of its own")
     model = model.to(args.device, memory_format=layout)
-    opt = optimizer(args, [p for p in model.parameters() if p.requires_grad])
+    trained = [p for p in model.parameters() if p.requires_grad]
+    opt = optimizer(args, trained)
 
     def loss_of(views):
         return loss(*(view.contiguous(memory_format=layout) for view in views.chunk(2)))
 
     if args.compile:
         augment.compile()
-        # the matrix exponential of a parametrisation asks the host, which a CUDA graph can't
-        graphs = cuda and not any(map(nn.utils.parametrize.is_parametrized, model.modules()))
+        # a parametrisation's matrix exponential asks the host, which a CUDA graph can't; nor exchange
+        graphs = cuda and processes() == 1
+        graphs = graphs and not any(map(nn.utils.parametrize.is_parametrized, model.modules()))
         how = {"mode": "reduce-overhead"} if graphs else {"options": {"layout_optimization": cuda}}
         loss_of = torch.compile(loss_of, dynamic=False, **how)  # on a CPU memory_format chose the layout
 
@@ -902,6 +1102,8 @@ def training_step(args, encoder, projector, loss, modules=()):
         with torch.autocast(x.device.type, torch.bfloat16, enabled=args.precision == "bf16"):
             value = loss_of(views)
         value.backward()
+        if processes() > 1:
+            average_gradients(trained)
         opt.step()
         opt.zero_grad()
         return value.detach()
@@ -959,10 +1161,8 @@ class Training:
     def require_finite(self, *tensors):
         """Ends the program with exit code 1 unless all values are finite. It waits for the device."""
         if not all(torch.isfinite(tensor).all() for tensor in tensors):
-            sys.exit(
-                f"loss or weights are not finite after step {self.step}: try a smaller --lr or --reg-weight. "
-                "checkpoint.pt, if there, is the last good one"
-            )
+            why = f"loss or weights are not finite after step {self.step}: try a smaller --lr or --reg-weight"
+            fail(f"{why}. checkpoint.pt, if there, is the last good one", 1)
 
     def state_dict(self):
         """All that a run needs to be continued to the same weights."""
@@ -1003,15 +1203,18 @@ class Training:
         """Appends the line to metrics.jsonl; the next epoch's loss starts at 0."""
         self.metrics.append(line)
         self.epoch_loss.zero_()
-        with open(path, "a") as file:
-            file.write(json.dumps(line) + "\n")
+        if rank() == 0:
+            with open(path, "a") as file:
+                file.write(json.dumps(line) + "\n")
 
     def save_is_due(self):
-        """Whether the last checkpoint is older than what a kill may cost."""
-        return time.perf_counter() - self.last_save > SAVE_EVERY
+        """Whether the last checkpoint is older than what a kill may cost, and this process writes it."""
+        return rank() == 0 and time.perf_counter() - self.last_save > SAVE_EVERY
 
     def save(self, path):
-        """Writes the checkpoint, unless the weights are not finite."""
+        """Writes the checkpoint, unless the weights are not finite; of several processes the first does."""
+        if rank():
+            return
         running = self.since is not None
         self.stop_clock()
         self.require_finite(self.epoch_loss, *self.model.parameters())
@@ -1032,59 +1235,68 @@ def fit(args, data, encoder, projector, loss, name, probe=None, modules=()):
     CPU bit for bit.
     """
     run = Training(args, encoder, projector, loss, modules)
-    out, config, checkpoint = open_run(args, name)
-    if (out / "result.json").exists():
-        print(f"{out} is finished")
-        return read_json(out / "result.json")
+    first = rank() == 0  # the process that writes, prints and evaluates
+    out, config, checkpoint = first_process(lambda: open_run(args, name))
+    if result := first_process(lambda: _finished(out)):
+        return result
     torch.manual_seed(args.seed)
     if checkpoint:
         try:
             run.load_state_dict(checkpoint)
         except Exception as error:  # whatever the file holds
             raise UserError(f"{out / 'checkpoint.pt'} does not fit ({brief(error)}): --overwrite") from None
-    with atomic_write(out / "metrics.jsonl") as file:
-        file.write("".join(json.dumps(line) + "\n" for line in run.metrics).encode())
+    if first:
+        with atomic_write(out / "metrics.jsonl") as file:
+            file.write("".join(json.dumps(line) + "\n" for line in run.metrics).encode())
 
-    n = len(data.x_train)
     batch = args.batch_size
-    per_epoch = n // batch  # without an incomplete batch
+    per_epoch = len(data.x_train) // batch  # without an incomplete batch
     steps = args.epochs * per_epoch
+    rates = learning_rates(args, steps)
     horizon = decay_horizon(args, steps)
-    text = "none, for Adam" if horizon is None else f"{horizon:.3g}"
+    text = f"none, for {args.optimizer}" if horizon is None else f"{horizon:.3g}"
     print(f"{steps} steps, D = {encoder.dim}, decay horizon H = {text}")
     run.start = run.start or start_statistics(encoder, projector, data)
     frozen = None
     run.model.train()
-    bar = tqdm(total=steps, initial=run.step, unit="img", unit_scale=batch, disable=None)
-    signals = []  # that came in the midst of a step
+    quiet = None if first else True  # None: unless it is a terminal
+    bar = tqdm(total=steps, initial=run.step, unit="img", unit_scale=batch, disable=quiet)
+    stop = 0
+    signals = [0]  # and those that came in the midst of a step
     with on_signals(lambda number, _: signals.append(number)), bar:
         for epoch in range(run.step // per_epoch, args.epochs):
-            order = epoch_order(args.seed, epoch, n, run.device)
+            order = epoch_order(args.seed, epoch, len(data.x_train), run.device)
             run.start_clock()
-            for i in range(run.step % per_epoch, per_epoch):
-                images = data.x_train[order[i * batch : (i + 1) * batch]]
-                run.train_on(images, cosine(args.lr, run.step, steps))
+            for images in batches(data, order, batch, run.step % per_epoch, run.device):
+                run.train_on(images, rates[run.step])
                 bar.update()
-                if (signals or run.save_is_due()) and i + 1 < per_epoch:
+                stop = largest(signals[-1])
+                if (stop or run.save_is_due()) and run.step % per_epoch:
                     run.save(out / "checkpoint.pt")
-                    if signals:
-                        break
-            else:
+                if stop:
+                    break
+            if run.step % per_epoch == 0:
                 run.stop_clock()
                 run.require_finite(run.epoch_loss)
                 line = run.epoch_line(epoch + 1, per_epoch, batch)
-                if run.step == steps or args.eval_every and (epoch + 1) % args.eval_every == 0:
+                due = args.eval_every and (epoch + 1) % args.eval_every == 0
+                if first and (due or run.step == steps):
                     frozen = representations(encoder, data)
                     line |= {"knn200": knn_accuracy(*frozen), **rank_statistics(frozen[2])}
                 run.end_epoch(line, out / "metrics.jsonl")
                 bar.write("  ".join(f"{key} {x:.5g}" for key, x in line.items() if not isinstance(x, list)))
-                if signals or run.step == steps or run.save_is_due():
+                stop = largest(signals[-1])
+                if stop or run.step == steps or run.save_is_due():
                     run.save(out / "checkpoint.pt")
-            if signals:
+            if stop:
                 break
-    if signals:
-        print(f"stopped after step {run.step} of {steps}; --resume continues", file=sys.stderr)
-        sys.exit(128 + signals[0])
+    leave_processes()
+    if stop:
+        if first:
+            print(f"stopped after step {run.step} of {steps}; --resume continues", file=sys.stderr)
+        sys.exit(128 + stop)
+    if not first:
+        return None
 
     with atomic_write(out / "encoder.pt") as file:
         torch.save({key: value.cpu().contiguous() for key, value in encoder.state_dict().items()}, file)
@@ -1119,6 +1331,12 @@ def _inner_layers(encoder):
     return {"penultimate": encoder.layer4[-2], "layer3": encoder.layer3}
 
 
+def inputs(encoder, x):
+    """uint8 images x (B, 3, H, W), normalised, on the encoder's device and in its memory format."""
+    x = normalize(x.to(next(encoder.parameters()).device))
+    return x.contiguous(memory_format=memory_format(encoder))
+
+
 @torch.no_grad()
 def features(encoder, projector, x, layers=LAYERS):
     """{layer: float32 (N, dim)} of uint8 images x (N, 3, H, W), not augmented; BatchNorm statistics stay.
@@ -1141,7 +1359,7 @@ def features(encoder, projector, x, layers=LAYERS):
     hooks = [module.register_forward_hook(keep(layer)) for layer, module in _inner_layers(encoder).items()]
     parts = []
     for block in x.split(256):
-        h = encoder(normalize(block).contiguous(memory_format=memory_format(encoder)))
+        h = encoder(inputs(encoder, block))
         part = {"h": h, **inner}
         if projector is not None:
             part["z"] = projector(h)
@@ -1157,7 +1375,8 @@ def features(encoder, projector, x, layers=LAYERS):
 def representations(encoder, data):
     """train_h (N, D), train_y (N,), test_h (M, D), test_y (M,) of the labelled images."""
     labelled = data.y_train >= 0
-    images = (data.x_train[labelled], data.x_test)
+    whole = labelled.all()  # to index would copy every image
+    images = (data.x_train if whole else data.x_train[labelled], data.x_test)
     train_h, test_h = (features(encoder, None, x, ("h",))["h"] for x in images)
     return train_h, data.y_train[labelled], test_h, data.y_test
 
@@ -1393,11 +1612,11 @@ def start_statistics(encoder, projector, data):
     up to 2,048 training images: those that they start with, 0 and 1, are no one's."""
     modules = copy.deepcopy(nn.ModuleList([encoder, projector]))
     for module in modules.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if _is_batchnorm(module):
             module.momentum = None  # a plain average
     with torch.no_grad():
         for block in data.x_train[:2048].split(256):
-            modules[1](modules[0](normalize(block).contiguous(memory_format=memory_format(encoder))))
+            modules[1](modules[0](inputs(encoder, block)))
     found = layer_statistics(*modules, data.x_test)
     del found["covariance"]  # heat maps are large, and norms of random weights say nothing
     found["row_norms"] = {"variance": found["row_norms"]["variance"]}
@@ -1477,6 +1696,13 @@ def open_run(args, name):
     return out, config, _checkpoint(out / "checkpoint.pt")
 
 
+def _finished(out):
+    if (out / "result.json").exists():
+        print(f"{out} is finished")
+        return read_json(out / "result.json")
+    return None
+
+
 def _configuration(args, name):
     arguments = {key: value for key, value in vars(args).items() if key not in NOT_OF_A_RUN}
     device = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
@@ -1494,7 +1720,7 @@ def _claim(out):
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {out} can't be made ({brief(error)})") from None
-    _lock(out)
+    lock(out)
     entries = set(out.iterdir())
     temporary = {path for file in RUN_FILES for path in out.glob(f"{file}.*.tmp")}
     config_file = out / "config.json"
@@ -1542,7 +1768,8 @@ def _checkpoint(path):
 _LOCKS = {}
 
 
-def _lock(folder):
+def lock(folder):
+    """Keeps other processes out of a folder until this one ends; UserError if another one does."""
     if folder.resolve() in _LOCKS:
         return
     try:
@@ -1565,9 +1792,31 @@ def _git_commit():
         return None
 
 
+def note(text):
+    """Says on stderr, once, what a user should know."""
+    if rank() == 0:
+        print(f"note: {text}", file=sys.stderr)
+
+
 def brief(error):
     """The first line of an exception's text."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def fail(text, code):
+    """Ends the program. Of several processes that fail alike one says why, in a line."""
+    alone = os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
+    line = " ".join(text.split())
+    if dist.is_initialized():
+        alone = dist.distributed_c10d._get_default_store().add(line, 1) == 1
+    if alone:
+        sys.stderr.write(f"{line}\n")
+    sys.exit(code)
+
+
+def _is_lost(error):
+    signs = ("gloo", "nccl", "connection", "socket", "store", "timed out")
+    return processes() > 1 and any(sign in str(error).lower() for sign in signs)
 
 
 def _is_out_of_memory(error):
@@ -1586,12 +1835,15 @@ def run(main):
     try:
         main()
     except (UserError, OSError) as error:
-        sys.stderr.write(f"{script}: error: {' '.join(str(error).split())}\n")
-        sys.exit(2)
+        fail(f"{script}: error: {error}", 2)
     except (RuntimeError, MemoryError) as error:
+        if _is_lost(error):
+            what = brief(error).split(". ")[0]
+            why = f"process {rank()} has lost another one ({what}): --resume continues"
+            sys.stderr.write(f"{script}: error: {why}\n")
+            os._exit(1)  # what waits for the other would hang
         if not _is_out_of_memory(error):
             raise
         advice = "a smaller --batch-size or --width needs less"
         what = brief(error).split(" GPU ")[0]  # PyTorch adds five lines of advice
-        sys.stderr.write(f"{script}: error: out of memory ({what}): {advice}\n")
-        sys.exit(1)
+        fail(f"{script}: error: out of memory ({what}): {advice}", 1)

@@ -3,6 +3,7 @@
 import importlib
 import json
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -65,41 +66,63 @@ def tiny(tmp_path_factory):
 # Importing torch takes longer than a tiny run: this process has, and forks another for every run.
 FORKS = """
 import json, os, runpy, signal, sys, common, torch._dynamo  # which the first step imports
+sys.path[0] = os.getcwd()
 probe = common.logistic_regression  # most of a tiny run's time, so with fewer iterations
 common.logistic_regression = lambda *args, iterations=0: probe(*args, iterations=10)
+def run(folder, code, argv, environment):
+    signal.alarm(240)
+    os.environ |= environment
+    common.torch.set_num_threads(1)  # threads of processes that share cores wait for each other
+    os.chdir(folder)
+    for stream, name in ((1, "out"), (2, "err")):
+        name += os.environ.get("RANK", "")
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), stream)
+    exec(code, globals())
+    sys.argv = argv
+    runpy.run_path(argv[0], run_name="__main__")
+    sys.exit()
 for line in sys.stdin:
-    folder, code, argv = json.loads(line)
-    child = os.fork()
-    if not child:
-        signal.alarm(240)
-        os.chdir(folder)
-        for stream, name in ((1, "out"), (2, "err")):
-            os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), stream)
-        exec(code)
-        sys.argv = argv
-        runpy.run_path(argv[0], run_name="__main__")
-        sys.exit()
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    *job, environments = json.loads(line)
+    children = []
+    for environment in environments:
+        children.append(os.fork())
+        if not children[-1]:
+            run(*job, environment)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    print(json.dumps(codes), flush=True)
 """
+
+
+def torchruns(count):
+    """The environments of so many processes, as torchrun sets them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
 
 
 @pytest.fixture(scope="session")
 def forks():
     """Runs a script in a process of its own, which may die: forks(folder, "simclr.py", …) -> code, out, err.
 
-    before: code that runs first, in which `common` can be changed.
+    before: code that runs first, in which `common` can be changed. processes: so many of one run, whose codes
+    are a list and whose out and err are joined.
     """
     command = [sys.executable, "-c", FORKS]
     server = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def call(folder, name, *arguments, before=""):
-        job = (str(folder), before, [str(ROOT / name), *map(str, arguments)])
+    def call(folder, name, *arguments, before="", processes=1):
+        environments = torchruns(processes) if processes > 1 else [{}]
+        job = (str(folder), before, [str(ROOT / name), *map(str, arguments)], environments)
         server.stdin.write(json.dumps(job) + "\n")
         server.stdin.flush()
-        code = int(server.stdout.readline())
-        return SimpleNamespace(
-            returncode=code, out=(folder / "out").read_text(), err=(folder / "err").read_text()
+        codes = json.loads(server.stdout.readline())
+        names = [environment.get("RANK", "") for environment in environments]
+        out, err = (
+            "".join((folder / f"{kind}{name}").read_text() for name in names) for kind in ("out", "err")
         )
+        return SimpleNamespace(returncode=codes if processes > 1 else codes[0], out=out, err=err)
 
     yield call
     server.stdin.close()
@@ -130,11 +153,11 @@ def whole(finished):
 
 @pytest.fixture
 def start(tmp_path, tiny, forks):
-    """start("simclr.py --epochs 1", before="") -> code, out, err: a run in tmp_path/run."""
+    """start("simclr.py --epochs 1", before="", processes=1) -> code, out, err: a run in tmp_path/run."""
 
-    def call(row, before=""):
+    def call(row, **how):
         name, *flags = row.split()
-        return forks(tmp_path, name, "--dataset", tiny, *TINY_RUN, *flags, "--out", "run", before=before)
+        return forks(tmp_path, name, "--dataset", tiny, *TINY_RUN, "--out", "run", *flags, **how)
 
     return call
 

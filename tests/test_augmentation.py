@@ -150,3 +150,22 @@ def test_a_generator_makes_views_repeatable_whatever_the_global_seed(images):
         torch.manual_seed(seed)
         views.append(augment(images, seeded(5)))
     assert torch.equal(*views) and not torch.equal(augment(images, seeded(6)), views[0])
+
+
+def test_a_pair_of_probabilities_is_that_of_each_view():
+    augment = common.Augment(8, blur_p=(1.0, 0.1), solarize_p=(0.0, 0.2))
+    drawn = augment.draw(20_000, 32, 32, generator=seeded())
+    for chosen, (first, second) in ((drawn["sigma"] > 0.05, (1.0, 0.1)), (drawn["solarized"], (0.0, 0.2))):
+        shares = [half.double().mean().item() for half in chosen.chunk(2)]
+        assert shares == pytest.approx([first, second], abs=0.01)
+
+
+def test_shares_of_a_batch_are_the_views_of_the_whole(images):
+    whole = common.Augment(16, blur_p=(1.0, 0.5))
+    x = images[:6]
+    views = whole(torch.cat([x, x]), seeded()).chunk(2)
+    for i in range(3):
+        part = x[2 * i : 2 * i + 2]
+        share = common.Augment(16, blur_p=(1.0, 0.5), share=(i, 3))(torch.cat([part, part]), seeded())
+        for own, view in zip(share.chunk(2), views):
+            assert torch.allclose(own, view[2 * i : 2 * i + 2], atol=1e-5)

@@ -1,5 +1,8 @@
 """Data sets as users have them: .npz files good and bad, image folders, torchvision's downloads, shapes."""
 
+import fcntl
+import os
+
 import common
 import numpy as np
 import pytest
@@ -114,6 +117,58 @@ def test_a_broken_image_folder_is_refused(folder, named):
     DAMAGES[named](folder)
     with pytest.raises(common.UserError, match=named):
         common.load_dataset(folder, image_size=16)
+
+
+def test_packing_goes_on_where_it_was_killed_and_a_change_after_it_is_refused(folder, forks):
+    expected = common.load_dataset(folder, image_size=16)
+    (folder / "packed-16").rename(folder / "whole")
+    row = ("simclr.py", "--dataset", ".", "--image-size", 16)
+    kill = "import os, pack; pack.BLOCK = 4; write = common.write_json\n"
+    kill += "common.write_json = lambda file, note: write(file, note) or note['done'] != 8 or os._exit(9)"
+    assert forks(folder, *row, before=kill).returncode == 9
+    part = folder / "packed-16" / "train.part"
+    assert part.stat().st_size == 128 + 8 * 3 * 16 * 16
+    with open(part, "ab") as file:
+        file.write(b"what was not noted as done")
+    done = forks(folder, "pack.py", ".", "--image-size", 16)
+    assert done.returncode == 0 and done.out == "15 images to train, 10 to test, 3 classes\n"
+    data = common.load_dataset(folder, image_size=16)
+    assert torch.equal(data.x_train, expected.x_train) and torch.equal(data.x_test, expected.x_test)
+    (folder / "train/a/b.png").unlink()
+    with pytest.raises(common.UserError, match="train has changed since"):
+        common.load_dataset(folder, image_size=16)
+
+
+def test_unreadable_images_are_skipped_only_when_asked_and_named(folder, forks):
+    (folder / "train/b/bad.png").write_bytes(b"no image")
+    flags = ("pack.py", ".", "--image-size", 16)
+    assert "--skip-broken" in forks(folder, *flags).err
+    done = forks(folder, *flags, "--skip-broken")
+    assert done.out == "15 images to train, 10 to test, 3 classes\n" and "train/b/bad.png" in done.err
+    data = common.load_dataset(folder, image_size=16, skip_broken=True)
+    assert data.y_train.tolist() == [0] * 5 + [1] * 5 + [2] * 5
+    assert "lacks unreadable images" in forks(folder, *flags).err
+
+
+@pytest.mark.parametrize("says", ["damaged", "not its images"])
+def test_a_packed_file_that_is_cut_short_or_of_other_images_is_refused(folder, says):
+    common.load_dataset(folder, image_size=16)
+    file = folder / "packed-16" / "val.npy"
+    if says == "damaged":
+        file.write_bytes(file.read_bytes()[:-1])
+    else:
+        np.save(file, np.zeros((9, 3, 16, 16), np.uint8))
+    with pytest.raises(common.UserError, match=says):
+        common.load_dataset(folder, image_size=16)
+
+
+def test_a_folder_that_another_process_packs_is_refused(folder, forks):
+    (folder / "packed-16").mkdir()
+    descriptor = os.open(folder / "packed-16", os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    done = forks(folder, "pack.py", ".", "--image-size", 16)
+    os.close(descriptor)
+    assert done.returncode == 2 and "in use by another process" in done.err
 
 
 class Downloaded:

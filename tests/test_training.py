@@ -105,6 +105,7 @@ MEANINGS = """
 : lr=0.06 weight_decay=0.0005 reg_weight=0.0 stem=cifar fixed_value=None eval_every=25
 --batch-size 512: lr=0.24
 --optimizer adam --batch-size 512: lr=0.003 weight_decay=1e-06
+--optimizer lars --batch-size 4096: lr=4.8 weight_decay=1e-06
 --optimizer adam --lr 1 --weight-decay 0: lr=1.0 weight_decay=0.0
 --reg lastlayer: reg_weight=1.0
 --reg werank: reg_weight=0.1
@@ -148,6 +149,35 @@ def test_a_weight_without_a_gradient_shrinks_by_the_decay_horizon():
         optimizer.param_groups[0]["lr"] = common.cosine(args.lr, step, 2000)
         optimizer.step()
     assert -math.log(weight.item()) == pytest.approx(common.decay_horizon(args, 2000), rel=0.01)
+
+
+def test_lars_is_its_float64_loop():
+    torch.manual_seed(0)
+    shapes = [(3, 4, 2, 2), (5, 3), (5,), (2, 2)]
+    ours = [nn.Parameter(torch.randn(shape, dtype=torch.float64)) for shape in shapes]
+    ours[-1].data.zero_()  # a weight of zeros moves by its gradient
+    theirs = [p.detach().numpy().copy() for p in ours]
+    velocity = [0 * w for w in theirs]
+    optimizer = common.optimizer(arguments("--optimizer lars --lr 0.5 --weight-decay 0.1"), ours)
+    for _ in range(5):
+        for i, p in enumerate(ours):
+            p.grad = torch.randn_like(p)
+            g = p.grad.numpy().copy()
+            if p.ndim > 1:
+                g += 0.1 * theirs[i]
+                norm = (theirs[i] ** 2).sum() ** 0.5
+                g *= 1e-3 * norm / (g**2).sum() ** 0.5 if norm else 1
+            velocity[i] = 0.9 * velocity[i] + g
+            theirs[i] = theirs[i] - 0.5 * velocity[i]
+        optimizer.step()
+    assert all(torch.allclose(p, torch.from_numpy(w), rtol=1e-12) for p, w in zip(ours, theirs))
+
+
+def test_the_rate_rises_for_the_warmup_and_falls_to_zero_with_the_cosine():
+    args = arguments("--lr 2 --epochs 10 --warmup-epochs 2")
+    rates = common.learning_rates(args, 50)
+    assert rates[:10] == pytest.approx([0.2 * step for step in range(1, 11)])
+    assert rates[10:] == pytest.approx([1 + math.cos(math.pi * step / 40) for step in range(40)])
 
 
 MLP = "simclr.py --arch mlp --reg lastlayer --jitter 0.4 0 0 0"  # few functions: compiling takes long

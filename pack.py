@@ -1,0 +1,151 @@
+"""Packs an image folder into one file a split, which training maps: for data sets larger than memory.
+
+    python pack.py data/imagenet --image-size 224                  once, on all cores, before a GPU is at hand
+    python simclr.py --dataset data/imagenet --image-size 224      packs it too, if nobody has
+
+<folder>/packed-<size>/train.npy and val.npy hold uint8 (N, 3, size, size): shorter side resized, antialiased,
+centre-cropped. train.json and val.json say of which files. What is interrupted goes on where it was.
+"""
+
+import argparse
+import hashlib
+import io
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import common
+import numpy as np
+import torch
+from torchvision.datasets import ImageFolder
+from torchvision.transforms.v2 import functional as vision
+from tqdm import tqdm
+
+HEADER = 128  # bytes of an .npy header for such arrays, whatever N is
+BLOCK = 512  # images between two notes of how far it is
+ANEW = "remove that folder to pack it anew"
+
+
+def pack(path, size, skip_broken=False):
+    """Writes what is missing of <path>/packed-<size>. UserError for a folder that can't be used or has
+    changed, and for unreadable images unless skip_broken, which leaves them out."""
+    folder = path / f"packed-{size}"
+    for split, images in splits(path).items():
+        listing = digest(images)
+        note_file = folder / f"{split}.json"
+        note = common.read_json(note_file) if note_file.exists() else {}
+        whole = (folder / f"{split}.npy").exists()
+        if whole and note.get("listing") != listing:
+            raise common.UserError(f"{path / split} has changed since it was packed into {folder}: {ANEW}")
+        if whole and note["skipped"] and not skip_broken:
+            raise common.UserError(f"{folder} lacks unreadable images of {split}: {ANEW}, or --skip-broken")
+        if not whole:
+            try:
+                folder.mkdir(exist_ok=True)
+            except OSError as error:
+                advice = "a folder of your own with links to its train and val will do"
+                raise common.UserError(f"{folder} can't be made ({common.brief(error)}): {advice}") from None
+            common.lock(folder)
+            started = note.get("listing") == listing
+            note = note if started else {"listing": listing, "done": 0, "skipped": []}
+            _write(images, size, folder / f"{split}.part", note_file, note, skip_broken)
+            os.replace(folder / f"{split}.part", folder / f"{split}.npy")
+
+
+def load(path, size):
+    """(x_train, y_train, x_test, y_test, classes) of a packed folder, x mapped from its files."""
+    folder = path / f"packed-{size}"
+    found = []
+    parts = splits(path)
+    for split, images in parts.items():
+        skipped = set(common.read_json(folder / f"{split}.json")["skipped"])
+        kept = [file for file, _ in images.samples if os.path.relpath(file, path) not in skipped]
+        labels = [parts["train"].class_to_idx[Path(file).relative_to(path).parts[1]] for file in kept]
+        try:
+            x = np.load(folder / f"{split}.npy", mmap_mode="c")  # copies of pages that nobody writes
+        except (OSError, ValueError) as error:
+            what = common.brief(error)
+            raise common.UserError(f"{folder / split}.npy is damaged ({what}): {ANEW}") from None
+        if x.dtype != np.uint8 or x.shape != (len(kept), 3, size, size):
+            raise common.UserError(f"{folder / split}.npy holds {x.dtype} {x.shape}, not its images: {ANEW}")
+        found += [torch.from_numpy(x), torch.tensor(labels)]
+    return *found, tuple(parts["train"].classes)
+
+
+def splits(path):
+    """{"train": ImageFolder, "val": ImageFolder}; UserError unless every class of val is one of train."""
+    try:
+        found = {split: ImageFolder(str(path / split)) for split in ("train", "val")}
+    except OSError as error:
+        what = common.brief(error)
+        raise common.UserError(f"{path} must hold train/<class>/* and val/<class>/* ({what})") from None
+    if unknown := set(found["val"].classes) - set(found["train"].classes):
+        raise common.UserError(f"{path}/val has the class {min(unknown)!r}, which {path}/train does not have")
+    return found
+
+
+def digest(images):
+    """What changes when a file of an ImageFolder comes, goes, or gets another size."""
+    lines = (f"{os.path.relpath(file, images.root)} {os.path.getsize(file)}\n" for file, _ in images.samples)
+    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
+
+
+def _write(images, size, part, note_file, note, skip_broken):
+    """Appends the images that are not `done` to the file, and the header when all are."""
+    place = Path(images.root).parent
+    bytes_each = 3 * size * size
+
+    def read(sample):
+        try:
+            image = vision.center_crop(vision.resize(images.loader(sample[0]), size), size)
+            return np.asarray(image).transpose(2, 0, 1).tobytes()
+        except Exception as error:  # Pillow's are many
+            return error
+
+    part.touch()
+    if part.stat().st_size < HEADER + bytes_each * (note["done"] - len(note["skipped"])):
+        note |= {"done": 0, "skipped": []}  # a new file, or the disk lost some of it
+    bar = tqdm(total=len(images), initial=note["done"], desc=images.root, disable=None, leave=False)
+    with open(part, "r+b") as out, ThreadPoolExecutor(os.cpu_count()) as pool, bar:
+        out.truncate(HEADER + bytes_each * (note["done"] - len(note["skipped"])))
+        out.seek(0, os.SEEK_END)
+        while note["done"] < len(images):
+            block = images.samples[note["done"] : note["done"] + BLOCK]
+            for (file, _), image in zip(block, pool.map(read, block)):
+                if isinstance(image, bytes):
+                    out.write(image)
+                    continue
+                what = f"{file} is not a readable image ({common.brief(image)})"
+                if not skip_broken:
+                    raise common.UserError(f"{what}: --skip-broken leaves such images out")
+                print(f"left out: {what}", file=sys.stderr)
+                note["skipped"].append(os.path.relpath(file, place))
+            out.flush()
+            os.fsync(out.fileno())
+            note["done"] += len(block)
+            common.write_json(note_file, note)
+            bar.update(len(block))
+        shape = (len(images) - len(note["skipped"]), 3, size, size)
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        assert len(header.getvalue()) == HEADER
+        out.seek(0)
+        out.write(header.getvalue())
+        os.fsync(out.fileno())
+
+
+def main():
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = common.Parser(description=__doc__, allow_abbrev=False, formatter_class=raw)
+    parser.add_argument("folder", type=Path, help="train/<class>/* and val/<class>/*")
+    parser.add_argument("--image-size", type=common.number(int, 8, 4096), required=True, help="pixels")
+    parser.add_argument("--skip-broken", action="store_true", help="leave unreadable images out")
+    args = parser.parse_args()
+    pack(args.folder, args.image_size, args.skip_broken)
+    x_train, _, x_test, _, classes = load(args.folder, args.image_size)
+    print(f"{len(x_train)} images to train, {len(x_test)} to test, {len(classes)} classes")
+
+
+if __name__ == "__main__":
+    common.run(main)
