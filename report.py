@@ -418,10 +418,10 @@ def check(result, scale, dataset, row, seed):
     """The seed of a result that is whole and of its place; else an error that says what is wrong."""
     config, spectra, norms = (result[key] for key in ("config", "spectra", "row_norms"))
     arguments = config["arguments"]
-    number = arguments["seed"]
+    held = arguments["seed"]
     require(scale in rows.SCALES, f"is at the scale {scale}, none of {', '.join(rows.SCALES)}")
-    placed = type(number) is int and seed == f"seed{number}" and Path(arguments["dataset"]).stem == dataset
-    require(placed, f"holds seed {number} of {arguments['dataset']}")
+    placed = type(held) is int and seed == f"seed{held}" and Path(arguments["dataset"]).stem == dataset
+    require(placed, f"holds seed {held} of {arguments['dataset']}")
     require(all(isinstance(config[key], str) for key in ("device", "torch", "name")), "lacks its origin")
     why = rows.mismatch(config, row, scale, dataset)
     require(not why, f"is not {row} at scale {scale}: {why}")
@@ -440,7 +440,7 @@ def check(result, scale, dataset, row, seed):
         require(all(is_number(x, 0) for x in norms[key]), f"has no valid row_norms, {key}")
     lengths = {len(spectra["h"]), len(spectra["penultimate"]), *map(len, norms.values())}
     require(len(lengths) == 1, f"has spectra and row_norms of {sorted(lengths)} dimensions")
-    return number
+    return held
 
 
 def holds_numbers(value):
@@ -542,7 +542,7 @@ def against_collapse(results, scale, dataset, row, statistic):
     """What a row does about the collapse of h without projector and penalty, in words."""
     parts = collapse("", "noproj", row, statistic)
     fell, kept, gained = (outcome(part, results.compare(part, scale, [dataset]), 3) for part in parts)
-    if fell not in ("shown", "refuted") or scale == UNDECIDED:
+    if scale == UNDECIDED or fell not in ("shown", "refuted"):
         return "is undecided"
     if fell == "refuted":
         return "has no collapse to prevent"
@@ -598,10 +598,10 @@ QUESTIONS = (
 # --------------------------------------------------------------------------------------------------- the page
 
 
-def mean_std(values, count=True):
+def mean_std(values):
     """Mean ± sample standard deviation (count), as text."""
     spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.1f}{spread}" + f" ({len(values)})" * count if values else "–"
+    return f"{np.mean(values):.1f}{spread} ({len(values)})" if values else "–"
 
 
 def lines_of(results, table):
@@ -624,12 +624,12 @@ def table_of(results, table, scale, dataset):
             if scale == "paper" and source == dataset:
                 gaps = [np.mean(x) - value if x and value else None for x, (value, _) in zip(ours, papers)]
                 columns.append(["difference", *(number(gap, sign=True) for gap in gaps)])
-    extra = {"rank h": ("rank_1e-3", "h"), "dead h": ("dead", "h")}
-    extra |= {"RankMe h": ("rankme", "h"), "RankMe z": ("rankme", "z")}
-    if table == "sparsehead-table":
-        extra |= {"min-max h": ("min_max_ratio", "h"), "min-max z": ("min_max_ratio", "z")}
-    for heading, of in extra.items():
-        columns.append([heading, *(mean_std([measure(run, *of) for run in of_row]) for of_row in runs)])
+    shown = [("rank", "rank_1e-3", "h"), ("dead", "dead", "h"), ("RankMe", "rankme", "hz")]
+    shown += [("min-max", "min_max_ratio", "hz")] if table == "sparsehead-table" else []
+    for name, statistic, layers in shown:
+        for layer in layers:
+            cells = [mean_std([measure(run, statistic, layer) for run in of_row]) for of_row in runs]
+            columns.append([f"{name} {layer}", *cells])
     minutes = [np.mean([run["seconds"] / 60 for run in of_row]) if of_row else None for of_row in runs]
     columns.append(["minutes", *map(number, minutes)])
     return list(zip(*columns))
