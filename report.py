@@ -11,10 +11,10 @@ that it lies in, is named and left out, and the exit code is 1.
 """
 
 import argparse
-import functools
 import sys
 from collections import Counter
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,11 +27,15 @@ from plot_spectra import QUESTION, get, ln_spectrum, measure, number, title
 
 METRICS = {"knn200": "kNN-200", "knn5": "kNN-5", "linear_top1": "linear"}
 METRICS |= {"knn200_z": "kNN-200 of z", "subvector_linear_top1": "linear of z"}
+RANKS = {"rank_1e-3": "rank", "rank_1e-2": "rank at 1e-2", "rank_1e-5": "rank at 1e-5"}
+RANKS |= {"entropy_rank": "entropy rank", "rankme": "RankMe"}
 COLUMNS = {  # of a table; of others kNN-200 and linear
     "table1": ("knn200", "knn200_z"),
     "directclr-tables": ("linear_top1", "subvector_linear_top1"),
     "sparsehead-table": ("linear_top1", "knn5"),
 }
+
+DOCS = Path(__file__).with_name("docs")
 
 LEAST = 3  # seeds that a verdict needs: of fewer the standard deviation is hardly known
 LEVEL = 0.05  # two-sided, of intervals and refutations
@@ -69,17 +73,17 @@ class Part(NamedTuple):
     metrics: tuple = ()
 
 
-def versus(claim, text, first, last, bound=0.0, within=False, role="decides"):
+def versus(claim, text, first, last, **how):
     """The Part of a difference between two statistics, each (row, then what `measure` takes)."""
     (a, *one), (b, *other) = first, last
     gap = lambda x, y: measure(x, *one) - measure(y, *other)
-    return Part(claim, text, [(a, b)], gap, bound, within, role, (one[0], other[0]))
+    return Part(claim, text, [(a, b)], gap, metrics=(one[0], other[0]), **how)
 
 
 def accuracy(claim, metric, a, b, bound=0.0, within=False, role="decides"):
     """The Part of a metric: a's is above b's, not below by more than -bound, or (within) the same."""
     text = f"{METRICS[metric]}: {a} {'≈' if within else '≥' if bound else '>'} {b}"
-    return versus(claim, text, (a, metric), (b, metric), bound, within, role)
+    return versus(claim, text, (a, metric), (b, metric), bound=bound, within=within, role=role)
 
 
 def pooled(claim, metric, text, pairs, bound=0.0, role="decides"):
@@ -91,34 +95,31 @@ def pooled(claim, metric, text, pairs, bound=0.0, role="decides"):
 
 def ranks(claim, layer, a, b):
     """The Parts that a's rank is above b's: at 1e-3 σ₁, and other ranks beside it."""
-    names = {"rank_1e-3": "rank", "rank_1e-2": "rank at 1e-2", "rank_1e-5": "rank at 1e-5"}
-    names |= {"entropy_rank": "entropy rank", "rankme": "RankMe"}
-    found = [
-        versus(claim, f"{name} of {layer}: {a} > {b}", (a, key, layer), (b, key, layer), role="beside")
-        for key, name in names.items()
-    ]
-    return [found[0]._replace(role="decides"), *found[1:]]
+    role = "decides"
+    for key, name in RANKS.items():
+        yield versus(claim, f"{name} of {layer}: {a} > {b}", (a, key, layer), (b, key, layer), role=role)
+        role = "beside"
 
 
-def lost(statistic):
-    """A function of a result: how much of h there is less at the end than at the start, in % of D."""
-    sign = 1 if statistic == "dead" else -1
-    gap = lambda result: measure(result, statistic) - measure(result, statistic, start=True)
-    return lambda result: 100 * sign * gap(result) / len(result["spectra"]["h"])
+def lost(result, statistic="rank_1e-3"):
+    """How much of h there is less at the end than at the start, in % of D."""
+    less = measure(result, statistic, start=True) - measure(result, statistic)
+    less = -less if statistic == "dead" else less
+    return 100 * less / len(result["spectra"]["h"])
 
 
 def collapse(claim, bare, other, statistic="rank_1e-3", role="decides"):
     """The Parts of "h of bare collapses, that of other does not": each against its start, and both."""
-    loss = lost(statistic)
-    gain = lambda result: -loss(result)
+    loss = lambda result: lost(result, statistic)
+    gain = lambda result: -lost(result, statistic)
     name = {"dead": "living coordinates", "rank_1e-3": "rank"}[statistic]
     a, b = (bare, other) if statistic == "dead" else (other, bare)
-    lost_by = f"{bare}, {name}: loss since the start, % of D, > {SAME_RANK:g}"
-    kept_by = f"{other}, {name}: gain since the start, % of D, > -{SAME_RANK:g}"
+    fell = f"{bare}, {name}: loss since the start, % of D, > {SAME_RANK:g}"
+    stayed = f"{other}, {name}: gain since the start, % of D, > -{SAME_RANK:g}"
     more = f"{name.replace('living', 'dead')} of h: {a} > {b}"
     return [
-        Part(claim, lost_by, [(bare,)], loss, SAME_RANK, role=role),
-        Part(claim, kept_by, [(other,)], gain, -SAME_RANK, role=role),
+        Part(claim, fell, [(bare,)], loss, SAME_RANK, role=role),
+        Part(claim, stayed, [(other,)], gain, -SAME_RANK, role=role),
         versus(claim, more, (a, statistic), (b, statistic), role=role),
     ]
 
@@ -132,9 +133,14 @@ def change(first, last):
     return first - last
 
 
-def rise(kind, i):
-    """Mean over the i-th of PARTS parts of the k of the change in ln σ_k of h."""
-    return lambda a, b: np.array_split(change(get(a, kind, "h"), get(b, kind, "h")), PARTS)[i].mean()
+def rises(claim, kind, text, a, b, role="decides"):
+    """The Parts that a's spectrum of h is above b's: the mean of ln σ_k, in each of PARTS parts of the k."""
+
+    def gap(i, x, y):
+        return np.array_split(change(get(x, kind, "h"), get(y, kind, "h")), PARTS)[i].mean()
+
+    for i in range(PARTS):
+        yield Part(claim, f"{text}, part {i + 1} of {PARTS}", [(a, b)], partial(gap, i), role=role)
 
 
 def moved(a, b, *place):
@@ -159,28 +165,21 @@ def inside_projector(kind):
     return lambda result: change(get(result, kind, "projector_hidden"), get(result, kind, "z")).mean()
 
 
-def dead_rows(norm):
+def dead_rows(norm, result):
     """ln of the living dimensions' median ‖W^i‖², bare or folded, over that of the dead; NaN without any."""
-
-    def value(result):
-        norms = np.maximum(get(result, "row_norms", norm), 1e-30)
-        dead = plot.dead(result)
-        return (
-            np.log(np.median(norms[~dead]) / np.median(norms[dead])) if 0 < dead.sum() < len(dead) else np.nan
-        )
-
-    return value
+    norms = np.maximum(get(result, "row_norms", norm), 1e-30)
+    dead = plot.dead(result)
+    if dead.all() or not dead.any():
+        return np.nan
+    return np.log(np.median(norms[~dead]) / np.median(norms[dead]))
 
 
-def least_row(norm):
+def least_row(norm, result):
     """ln of the median ‖W^i‖² over the least, where h's rank has collapsed without a dead one; else NaN."""
-
-    def value(result):
-        norms = np.maximum(get(result, "row_norms", norm), 1e-30)
-        collapsed = lost("rank_1e-3")(result) > SAME_RANK and not plot.dead(result).any()
-        return np.log(np.median(norms) / norms.min()) if collapsed else np.nan
-
-    return value
+    norms = np.maximum(get(result, "row_norms", norm), 1e-30)
+    if lost(result) <= SAME_RANK or plot.dead(result).any():
+        return np.nan
+    return np.log(np.median(norms) / norms.min())
 
 
 def sweep(name):
@@ -204,7 +203,8 @@ WERANK = [(f"{base}-lastlayer", f"{base}-werank") for base in BASES]
 SPARSEHEAD = [(f"{row}-sparsehead", row) for row in ("sh-simclr", "sh-byol", "sh-barlow")]
 HEADED = [(row, f"{row}-sparsehead") for row in ("sh-simclr", "sh-resnet50")]
 PAIR = [("simclr", "noproj")]
-RAISED = [("noproj-lastlayer", "noproj")]
+NOPROJ = [("noproj",)]
+SIMCLR = [("simclr",)]
 NEAR_ZERO = -np.log(VANISHED)
 OF_DEAD = "ln(‖W^i‖² of the living / of the dead)"
 OF_ALL = "ln(usual / least ‖W^i‖², none being dead)"
@@ -213,70 +213,32 @@ PROBE_ON_Z = "subvector_linear_top1"
 RATIO = "min_max_ratio"
 SAME_LOSS = ("directclr", "simclr-lowrank-diagonal")
 BY_ROUNDING = "linear: directclr ≈ simclr-lowrank-diagonal (the same loss: rounding alone)"
-CLAIMS = {  # of trained networks: text, source, figure
-    "C6": (
-        "without a projector the spectrum of h collapses; with one it does not",
-        "LL figure 1a, DirectCLR figure 7, SparseHead figure 1",
-        "ll-1a",
-    ),
-    "C7": ("Barlow Twins without projector collapses more than SimCLR without", "LL figure 1b", "ll-1b"),
-    "C8": ("InfoNCE decorrelates z, not h", "LL figure 2", "ll-2"),
-    "C9": (
-        "projector or not changes the last layer's spectrum, hardly the one before",
-        "LL figure 3",
-        "ll-3",
-    ),
-    "C10": ("inside the projector the last layer's spectrum is the low one", "LL figure 4", "ll-4"),
-    "C11": ("collapsed dimensions have weight rows of near-zero norm", "LL proposition 1", "row-norms"),
-    "C12": ("constant subvector: k = 0 > 1/√D > 1; larger d₀ beats smaller", "LL table 1", "forest"),
-    "C13": ("`lastlayer` beats no regularisation, for each of four bases", "LL table 2", "forest"),
-    "C14": ("`lastlayer` is at least as good as WERank, for each of four bases", "LL table 2", "forest"),
-    "C15": ("`lastlayer` raises the spectrum of h across all dimensions", "LL figure 6", "ll-6"),
-    "C16": (
-        (
-            "DirectCLR > linear projector > none; orthogonal ≈ none, diagonal ≈ linear, low-rank ≈ low-rank "
-            "diagonal; random dropping is worst; the probe on z is worse than on h"
-        ),
-        "DirectCLR tables 1, 2, appendix F",
-        "forest",
-    ),
-    "C17": ("SparseHead improves SimCLR, BYOL and Barlow Twins", "SparseHead table 1", "forest"),
-    "C18": (
-        "SparseHead lowers the effective dimension of z, raises that of h, raises the min-max distance ratio",
-        "SparseHead figure 3, theorem 5.8",
-        "sparsehead-3",
-    ),
-}
+CLAIM_CELLS = [line.strip("| ").split(" | ") for line in (DOCS / "claims.md").read_text().splitlines()]
+CLAIMS = {name: about for name, *about in CLAIM_CELLS if name.startswith("C")}  # text, source, figure
 CLAIM_PARTS = [
     *collapse("C6", "noproj", "simclr"),
     *collapse("C6", "sh-noproj", "sh-simclr", role="may refute"),
     *collapse("C6", "noproj", "simclr", "dead", "beside"),
-    *ranks("C6", "h", "simclr", "noproj")[1:],
+    *list(ranks("C6", "h", "simclr", "noproj"))[1:],
     *ranks("C7", "h", "noproj", "barlow-noproj"),
     versus("C8", f"simclr, {OFF}: h > z", ("simclr", "offdiagonal", "h"), ("simclr", "offdiagonal", "z")),
     Part("C9", "|Δ ln σ|, simclr to noproj: last block but one < 1/3 of h", PAIR, hardly("penultimate")),
     Part("C9", "... last stage but one < 1/3 of h", PAIR, hardly("layer3"), role="may refute"),
     Part("C9", "... of the weights, last but one < 1/3 of the last", PAIR, hardly_weights, role="beside"),
-    Part("C10", "mean ln σ in simclr's projector: hidden > z", [("simclr",)], inside_projector("spectra")),
-    Part("C10", "... not normalised", [("simclr",)], inside_projector("bare_spectra"), role="beside"),
-    Part("C11", f"noproj, {OF_DEAD}, bare: > ln 10", [("noproj",)], dead_rows("bare"), NEAR_ZERO),
-    Part("C11", f"noproj, {OF_DEAD}, folded: > ln 10", [("noproj",)], dead_rows("folded"), NEAR_ZERO),
-    Part("C11", f"noproj, {OF_ALL}, bare: > ln 10", [("noproj",)], least_row("bare"), NEAR_ZERO),
-    Part("C11", f"noproj, {OF_ALL}, folded: > ln 10", [("noproj",)], least_row("folded"), NEAR_ZERO),
+    Part("C10", "mean ln σ in simclr's projector: hidden > z", SIMCLR, inside_projector("spectra")),
+    Part("C10", "... not normalised", SIMCLR, inside_projector("bare_spectra"), role="beside"),
+    Part("C11", f"noproj, {OF_DEAD}, bare: > ln 10", NOPROJ, partial(dead_rows, "bare"), NEAR_ZERO),
+    Part("C11", f"noproj, {OF_DEAD}, folded: > ln 10", NOPROJ, partial(dead_rows, "folded"), NEAR_ZERO),
+    Part("C11", f"noproj, {OF_ALL}, bare: > ln 10", NOPROJ, partial(least_row, "bare"), NEAR_ZERO),
+    Part("C11", f"noproj, {OF_ALL}, folded: > ln 10", NOPROJ, partial(least_row, "folded"), NEAR_ZERO),
     *[part for text in CONSTANTS for part in pooled("C12", "knn200", text, CONSTANTS[text])],
     *[part for text in CONSTANTS for part in pooled("C12", "knn200_z", text, CONSTANTS[text], role="beside")],
     *pooled("C13", "knn200", "lastlayer > none, at LL's weight", LASTLAYER),
     accuracy("C13", "knn200", "noproj-lastlayer, best weight", "noproj", role="beside"),
     *pooled("C14", "knn200", "lastlayer ≥ WERank, at the tables' weights", WERANK, -AT_LEAST),
     accuracy("C14", "knn200", *BEST, -AT_LEAST),
-    *[
-        Part("C15", f"bare ln σ_k of h, part {i + 1} of {PARTS}", RAISED, rise("bare_spectra", i))
-        for i in range(PARTS)
-    ],
-    *[
-        Part("C15", f"ln σ_k of h, part {i + 1} of {PARTS}", RAISED, rise("spectra", i), role="beside")
-        for i in range(PARTS)
-    ],
+    *rises("C15", "bare_spectra", "bare ln σ_k of h", "noproj-lastlayer", "noproj"),
+    *rises("C15", "spectra", "ln σ_k of h", "noproj-lastlayer", "noproj", role="beside"),
     accuracy("C16", "linear_top1", "directclr", "simclr-linear"),
     accuracy("C16", "linear_top1", "simclr-linear", "noproj"),
     accuracy("C16", "linear_top1", "simclr-orthogonal", "noproj", EQUAL, True),
@@ -304,16 +266,12 @@ T975 = (
 
 
 def outside(t, df):
-    """P(|T| > t) of Student's T with df degrees of freedom (Abramowitz and Stegun 26.7.3, 26.7.4)."""
-    angle = np.arctan(t / np.sqrt(df))
-    odd = df % 2
-    term = np.cos(angle) if odd else 1.0
-    total = 0.0
-    for k in range(2 + odd, df + 1, 2):
-        total += term
-        term *= np.cos(angle) ** 2 * (k - 1) / k
-    inside = np.sin(angle) * total
-    return 1 - (2 / np.pi * (angle + inside) if odd else inside)
+    """P(|T| > t) of Student's T with df degrees of freedom: of T = √df tan θ, θ has the density cos(θ)^(df-1)
+    up to a factor."""
+    start = np.arctan(t / np.sqrt(df)) / (np.pi / 2)
+    middles = (np.arange(10_000) + 0.5) / 10_000
+    whole, tail = (np.cos((low + (1 - low) * middles) * np.pi / 2) ** (df - 1) for low in (0, start))
+    return (1 - start) * tail.mean() / whole.mean()
 
 
 class Estimate(NamedTuple):
@@ -378,15 +336,14 @@ class Results:
         """Adds what a file at this place holds, if it is what it should be."""
         if len(parts) == 4:
             seed = check(content, *parts)
-            place = (*parts[:2], rows.run_of(parts[2]))
-            runs = self.runs.setdefault(place, {})
-            if seed not in runs or place[2] == parts[2]:
+            row = rows.run_of(parts[2])
+            runs = self.runs.setdefault((*parts[:2], row), {})
+            if seed not in runs or row == parts[2]:
                 runs[seed] = content
         elif len(parts) == 1 and parts[0].startswith("toy"):
-            found = {
-                name: claim | {"settings": content["settings"]} for name, claim in content["claims"].items()
-            }
-            list(toy_lines(found))
+            claims = content["claims"].items()
+            found = {name: claim | {"settings": content["settings"]} for name, claim in claims}
+            list(toy_paragraphs(found))
             self.toy = dict(sorted((self.toy | found).items()))
         elif len(parts) == 1 and parts[0].startswith("bench-"):
             cost(content)
@@ -436,16 +393,18 @@ class Results:
         return estimate([np.mean([cell[seed] for cell in cells]) for seed in seeds]) if cells else None
 
 
-@functools.cache
+@cache
 def judged(results, claim, scale):
-    """[(data sets, Part, Estimate or None)] of a claim; a pooled Part has all data sets, another one each."""
-    found = []
+    """[(data sets, Part, Estimate or None, outcome)] of a claim. A pooled Part has all data sets, another one
+    each. A refutation has to stand among all measured parts that have a say."""
     parts = [part for part in CLAIM_PARTS if part.claim == claim]
     datasets = results.datasets(scale, {row for part in parts for pair in part.pairs for row in pair})
+    found = []
     for part in parts:
         groups = [datasets] if len(part.pairs) > 1 and datasets else [[dataset] for dataset in datasets]
         found += [(group, part, results.compare(part, scale, group)) for group in groups]
-    return found
+    among = sum(bool(e and e.n) for _, part, e in found if part.role != "beside")
+    return [(group, part, e, outcome(part, e, among)) for group, part, e in found]
 
 
 def source_of_chance(result):
@@ -459,19 +418,19 @@ def check(result, scale, dataset, row, seed):
     """The seed of a result that is whole and of its place; else an error that says what is wrong."""
     config, spectra, norms = (result[key] for key in ("config", "spectra", "row_norms"))
     arguments = config["arguments"]
+    held = arguments["seed"]
     require(scale in rows.SCALES, f"is at the scale {scale}, none of {', '.join(rows.SCALES)}")
-    placed = type(arguments["seed"]) is int and seed == f"seed{arguments['seed']}"
-    placed = placed and Path(arguments["dataset"]).stem == dataset
-    require(placed, f"holds seed {arguments['seed']} of {arguments['dataset']}")
+    placed = type(held) is int and seed == f"seed{held}" and Path(arguments["dataset"]).stem == dataset
+    require(placed, f"holds seed {held} of {arguments['dataset']}")
     require(all(isinstance(config[key], str) for key in ("device", "torch", "name")), "lacks its origin")
     why = rows.mismatch(config, row, scale, dataset)
     require(not why, f"is not {row} at scale {scale}: {why}")
     for key in ("knn200", "knn5", "linear_top1", *sorted(set(METRICS) & set(result))):
         require(is_number(result[key], 0, 100), f"has no valid {key}")
     require(is_number(result["seconds"], 1e-9), "has no valid seconds")
-    for key in set(result) - {"config"}:
-        require(all(x is None or is_number(x) for x in leaves(result[key])), f"has no valid {key}")
-    for layer in {"h", "z", "penultimate"} | {layer for layer in spectra if spectra[layer]}:
+    for key in sorted(set(result) - {"config"}):
+        require(holds_numbers(result[key]), f"has no valid {key}")
+    for layer in sorted({"h", "z", "penultimate"} | {layer for layer in spectra if spectra[layer]}):
         found = [*(spectra[layer] or ()), result["rankme"][layer], result["min_max_ratio"][layer]]
         good = len(found) > 2 and all(is_number(x, 0) for x in found)
         require(good, f"has no valid spectrum, rankme or min_max_ratio of {layer}")
@@ -481,16 +440,14 @@ def check(result, scale, dataset, row, seed):
         require(all(is_number(x, 0) for x in norms[key]), f"has no valid row_norms, {key}")
     lengths = {len(spectra["h"]), len(spectra["penultimate"]), *map(len, norms.values())}
     require(len(lengths) == 1, f"has spectra and row_norms of {sorted(lengths)} dimensions")
-    return arguments["seed"]
+    return held
 
 
-def leaves(value):
-    """Every value in nested lists and dicts."""
+def holds_numbers(value):
+    """Whether there are only finite numbers and nulls in nested lists and dicts."""
     if isinstance(value, dict | list):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from leaves(inner)
-    else:
-        yield value
+        return all(map(holds_numbers, value.values() if isinstance(value, dict) else value))
+    return value is None or is_number(value)
 
 
 def require(condition, otherwise):
@@ -516,21 +473,24 @@ def printed(name, dataset, metric):
 
 def verdict(results, claim, scale):
     """(verdict, statistic) of one of C6 … C18 at a scale; None where nothing of it is measured."""
-    found = [(part, e) for _, part, e in judged(results, claim, scale) if part.role != "beside"]
-    among = sum(bool(e and e.n) for _, e in found)
-    if not any(e for _, e in found):
+    found = [line for line in judged(results, claim, scale) if line[1].role != "beside"]
+    if not any(e for _, _, e, _ in found):
         return None
-    outcomes = [(part.role, outcome(part, e, among)) for part, e in found]
-    deciding = {text for role, text in outcomes if role == "decides"} - {"nothing to judge"}
+    outcomes = [text for *_, text in found]
+    deciding = {text for _, part, _, text in found if part.role == "decides"} - {"nothing to judge"}
     said = "undecided"
-    if scale != UNDECIDED and any(text == "refuted" for _, text in outcomes):
+    if scale != UNDECIDED and "refuted" in outcomes:
         said = "fails"
     elif scale != UNDECIDED and deciding == {"shown"}:
         said = "holds"
-    counts = Counter(text.split(",")[0] for _, text in outcomes)
-    sizes = [e.n for _, e in found if e and e.n] or [0]
+    sizes = [e.n for _, _, e, _ in found if e and e.n] or [0]
     n = "–".join(map(str, sorted({min(sizes), max(sizes)})))
-    return said, ", ".join(f"{count} {text}" for text, count in sorted(counts.items())) + f"; n = {n}"
+    return said, f"{counted(text.split(',')[0] for text in outcomes)}; n = {n}"
+
+
+def counted(words):
+    """How often each word is there: "2 shown, 1 undecided"."""
+    return ", ".join(f"{count} {word}" for word, count in sorted(Counter(words).items()))
 
 
 MARKS = {True: "as claimed", False: "**against it**", None: "besides"}  # of toy_linear.py's parts
@@ -538,11 +498,11 @@ MARKS = {True: "as claimed", False: "**against it**", None: "besides"}  # of toy
 
 def toy_verdict(claim):
     """(verdict, statistic) of a claim about linear models, which toy_linear.py has judged."""
-    marks = Counter(MARKS[part["ok"]] for part in claim["parts"])
     settings = claim["settings"]
     said = {True: "holds", False: "fails", None: "undecided"}[claim["holds"]]
-    said = said if settings["seeds"] >= LEAST and not settings["quick"] else "undecided"
-    counts = ", ".join(f"{count} {mark}" for mark, count in sorted(marks.items()))
+    if settings["seeds"] < LEAST or settings["quick"]:
+        said = "undecided"
+    counts = counted(MARKS[part["ok"]] for part in claim["parts"])
     return said, f"{counts}; {settings['steps']:,} steps, n = {settings['seeds']}"
 
 
@@ -550,24 +510,25 @@ def cost(bench):
     """(verdict, statistic) of C19 by tests/bench.py, None without its rows. Holds if `lastlayer` costs less
     than WERank, neither grows faster than the width's cube, and from ResNet-18 to -34 WERank alone does."""
     found = {row["key"]: row["value"] for row in bench["rows"] if "key" in row}
-    times = {arch: [found.get(f"penalty-{reg}-{arch}") for reg in ("lastlayer", "werank")] for arch in ARCHS}
-    times = {arch: both for arch, both in times.items() if None not in both}
-    powers = [found.get(f"penalty-{reg}-width-power", np.nan) for reg in ("lastlayer", "werank")]
+    both = lambda what, none=None: [
+        found.get(f"penalty-{reg}-{what}", none) for reg in ("lastlayer", "werank")
+    ]
+    times = {arch: both(arch) for arch in ARCHS if None not in both(arch)}
+    powers = both("width-power", np.nan)
     if "resnet18" not in times:
         return None
     layers = np.log(ARCHS["resnet34"] / ARCHS["resnet18"])
     depth = [np.log(deep / flat) / layers for flat, deep in zip(times["resnet18"], times.get("resnet34", ()))]
-    cheap = all(both[0] < both[1] for both in times.values()) and max(powers) < CUBE
     said = "fails"
-    if cheap and not depth:
-        said = "undecided"
-    elif cheap and depth[0] < FLAT and depth[1] > GROWS:
-        said = "holds"
-    shares = [found.get(f"penalty-{reg}-share") for reg in ("lastlayer", "werank")]
-    text = [f"{arch} {a:.3g} and {b:.3g} ms" for arch, (a, b) in times.items()]
+    if all(last < every for last, every in times.values()) and max(powers) < CUBE:
+        if not depth:
+            said = "undecided"
+        elif depth[0] < FLAT and depth[1] > GROWS:
+            said = "holds"
+    text = [f"{arch} {last:.3g} and {every:.3g} ms" for arch, (last, every) in times.items()]
     text += ["powers of the width {:.1f} and {:.1f}".format(*powers)]
     text += ["powers of L {:.1f} and {:.1f}".format(*depth)] if depth else ["L not varied"]
-    text += ["of a step {} and {} %".format(*map(number, shares))]
+    text += ["of a step {} and {} %".format(*map(number, both("share")))]
     return said, f"`lastlayer` and `werank` with gradient: {', '.join(text)}"
 
 
@@ -581,7 +542,7 @@ def against_collapse(results, scale, dataset, row, statistic):
     """What a row does about the collapse of h without projector and penalty, in words."""
     parts = collapse("", "noproj", row, statistic)
     fell, kept, gained = (outcome(part, results.compare(part, scale, [dataset]), 3) for part in parts)
-    if fell not in ("shown", "refuted") or scale == UNDECIDED:
+    if scale == UNDECIDED or fell not in ("shown", "refuted"):
         return "is undecided"
     if fell == "refuted":
         return "has no collapse to prevent"
@@ -603,9 +564,8 @@ def answer(results, scale, dataset):
     for statistic, name in (("rank_1e-3", "rank"), ("dead", "dead coordinates")):
         counts = {row: mean_std([measure(run, statistic) for run in runs[row]]) for row in runs}
         start = plot.attempt(measure, runs["noproj"][0], statistic, "h", True)
-        before = f"of {len(runs['noproj'][0]['spectra']['h'])}" + f", {start} at the start" * (
-            start is not None
-        )
+        before = "" if start is None else f", {start} at the start"
+        before = f"of {len(runs['noproj'][0]['spectra']['h'])}{before}"
         does = {row: against_collapse(results, scale, dataset, row, statistic) for row in sides.values()}
         said = [f"{side} {does[row]}, {counts[row]}" for side, row in sides.items()]
         yield f"By {name} ({before}, {counts['noproj']} without either) {'; '.join(said)}."
@@ -623,7 +583,7 @@ def opening(results):
     """The answers, a paragraph a scale and data set, and what remains open."""
     telling = [scale for scale in results.scales() if scale != UNDECIDED] or results.scales()
     places = [(scale, dataset) for scale in telling for dataset in results.datasets(scale, QUESTION)]
-    told = [" ".join(sentences) for place in places if (sentences := list(answer(results, *place)))]
+    told = [text for place in places if (text := " ".join(answer(results, *place)))]
     yield from told or ["Nothing that answers it has been measured yet: `make table2` does."]
     if told and telling == [UNDECIDED]:
         yield f"So it is **undecided**: `{UNDECIDED}` is over before anything can collapse."
@@ -631,43 +591,17 @@ def opening(results):
         yield "**Open** until a GPU runs `paper`: whether it is so at the papers' width, epochs and accuracy."
 
 
+METHOD = (DOCS / "method.md").read_text().rstrip().format_map(globals())  # with the constants above
 QUESTIONS = (
     "Does the projector prevent collapse? Does a penalty on the last weights? Does either buy accuracy?"
 )
-METHOD = f"""Made by `make report` from the JSON files in `results/`, nothing by hand.
-
-h is the encoder's output, which is evaluated; z is what the loss sees. kNN-200, kNN-5 and linear are
-percent of test images classified from h. Rank counts the σ_k above 1e-3 σ₁ of the covariance of h,
-L2-normalised. Dead coordinates have less than 1 % of the mean variance. RankMe is another quantity:
-neither centred nor normalised, it is ruled by the mean of h. H is the decay horizon, wd · Σ lr / (1 -
-momentum): a weight without gradient shrinks by e^(-H). ± is the sample standard deviation over seeds,
-their number in brackets; minutes are those of a run's training. Rows are named by the papers' 512
-dimensions. σ_k below 1e-12 σ₁ are rounding errors and left out; where only one of two spectra has such a
-σ_k, it counts as 1e-12 σ₁.
-
-**How claims are judged.** Differences are paired by seed: runs of one seed on one kind of device share
-initial encoder, order of images and views. A difference above its bound speaks for the claim. Intervals
-are Student's, 95 %; half an interval is also the least difference that so many seeds could have shown. A
-part is shown if its interval lies on the claim's side, refuted if the opposite stands even among all
-parts of the claim (Bonferroni). A claim fails if a part is refuted, holds if every part that "decides" is
-shown, and is undecided otherwise. A part that "may refute" need not be shown; one "beside" has no say.
-Pooled is the mean over pairs of rows and data sets, seed by seed. A verdict names its scale and needs
-{LEAST} seeds; `{UNDECIDED}` decides nothing.
-
-Bounds: "≈" is within {EQUAL:g} point, "≥" within {AT_LEAST:g}. A rank has collapsed if it fell by more
-than {SAME_RANK:g} % of D since the start. "Hardly" is less than a third; a row norm is near zero below
-{VANISHED:g} of the usual. A penalty's best weight is chosen on the seeds that it is compared on, which
-favours it. C1–C5 and T8 are judged by toy_linear.py. C19: a power of the width up to {CUBE:g} passes for
-a cube; of the depth L one below {FLAT:g} for none, one above {GROWS:g} for growth."""
-
-
 # --------------------------------------------------------------------------------------------------- the page
 
 
-def mean_std(values, count=True):
+def mean_std(values):
     """Mean ± sample standard deviation (count), as text."""
     spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.1f}{spread}" + f" ({len(values)})" * count if values else "–"
+    return f"{np.mean(values):.1f}{spread} ({len(values)})" if values else "–"
 
 
 def lines_of(results, table):
@@ -690,20 +624,22 @@ def table_of(results, table, scale, dataset):
             if scale == "paper" and source == dataset:
                 gaps = [np.mean(x) - value if x and value else None for x, (value, _) in zip(ours, papers)]
                 columns.append(["difference", *(number(gap, sign=True) for gap in gaps)])
-    extra = {"rank h": ("rank_1e-3", "h"), "dead h": ("dead", "h")}
-    extra |= {"RankMe h": ("rankme", "h"), "RankMe z": ("rankme", "z")}
-    if table == "sparsehead-table":
-        extra |= {"min-max h": ("min_max_ratio", "h"), "min-max z": ("min_max_ratio", "z")}
-    for heading, of in extra.items():
-        columns.append([heading, *(mean_std([measure(run, *of) for run in of_row]) for of_row in runs)])
+    shown = [("rank", "rank_1e-3", "h"), ("dead", "dead", "h"), ("RankMe", "rankme", "hz")]
+    shown += [("min-max", "min_max_ratio", "hz")] if table == "sparsehead-table" else []
+    for name, statistic, layers in shown:
+        for layer in layers:
+            cells = [mean_std([measure(run, statistic, layer) for run in of_row]) for of_row in runs]
+            columns.append([f"{name} {layer}", *cells])
     minutes = [np.mean([run["seconds"] / 60 for run in of_row]) if of_row else None for of_row in runs]
     columns.append(["minutes", *map(number, minutes)])
     return list(zip(*columns))
 
 
-def cells(*values):
-    """A line of a Markdown table."""
-    return "| " + " | ".join(str(value).replace("|", "\\|") for value in values) + " |"
+def markdown(header, lines):
+    """A Markdown table."""
+    every = [header, ["---"] * len(header), *lines]
+    texts = [[str(value).replace("|", "\\|") for value in line] for line in every]
+    return "\n".join(f"| {' | '.join(line)} |" for line in texts)
 
 
 def setting(result):
@@ -716,45 +652,47 @@ def setting(result):
     return f"{images}, {sizes}; {result['config']['device']}, torch {result['config']['torch']}"
 
 
-def scale_lines(results, scale, figures):
+def scale_paragraphs(results, scale, figures):
     """The tables of a scale, its figures, and what its verdicts rest on."""
-    yield from (f"## Scale `{scale}`: {rows.SCALES[scale].meaning}", "")
+    yield f"## Scale `{scale}`: {rows.SCALES[scale].meaning}"
     for table, heading in (rows.TABLES | {"": "Rows of no paper"}).items():
         lines = lines_of(results, table)
         datasets = results.datasets(scale, [row.name for row in lines])
         for dataset in datasets:
             header, *body = table_of(results, table, scale, dataset)
-            yield from (f"### {heading}, {title(dataset)}", "", cells(*header), cells(*["---"] * len(header)))
-            yield from (cells(f"`{name}`", *line) for name, *line in body)
-            runs = {rows.run_of(row.name): results.of(scale, dataset, row.name) for row in lines}
-            ways = Counter(setting(run) for seeds in runs.values() for run in seeds.values())
-            command = f"`make {table} SCALE={scale} DATASETS={dataset}`. " if table else ""
-            yield from ("", command + " ".join(f"{n} × {way}." for way, n in sorted(ways.items())), "")
+            yield f"### {heading}, {title(dataset)}"
+            yield markdown(header, [[f"`{name}`", *line] for name, *line in body])
+            names = {rows.run_of(row.name) for row in lines}
+            runs = [run for name in names for run in results.of(scale, dataset, name).values()]
+            ways = [f"{n} × {way}." for way, n in sorted(Counter(map(setting, runs)).items())]
+            command = [f"`make {table} SCALE={scale} DATASETS={dataset}`."] if table else []
+            yield " ".join(command + ways)
         missing = {dataset for row in lines for dataset, _ in row.paper} - {*datasets, "imagenet"}
         if datasets and missing:
-            yield from (f"Not measured: {', '.join(sorted(map(title, missing)))}.", "")
-    links = [f"[{name}](figures/{scale}/{name}.png)" for name in figures]
-    yield from ("### Figures", "", ", ".join(links), "")
+            yield f"Not measured: {', '.join(sorted(map(title, missing)))}."
+    links = ", ".join(f"[{name}](figures/{scale}/{name}.png)" for name in figures)
+    yield f"### Figures\n\n{links}"
     for claim, (text, source, _) in CLAIMS.items():
         if said := verdict(results, claim, scale):
-            yield from (f"### {claim}, {scale}", "", f"{text} ({source}): **{said[0]}**", "")
-            yield from (cells("claimed", "data", "ours", "n", "paper", "role", ""), cells(*["---"] * 7))
-            yield from claim_lines(results, claim, scale)
+            yield f"### {claim}, {scale}\n\n{text} ({source}): **{said[0]}**"
+            yield from claim_paragraphs(results, claim, scale)
 
 
-def claim_lines(results, claim, scale):
+def claim_paragraphs(results, claim, scale):
     """The table behind a claim's verdict."""
     found = judged(results, claim, scale)
-    among = sum(bool(e and e.n) for _, part, e in found if part.role != "beside")
-    for datasets, part, e in (line for line in found if line[2]):
+    lines = []
+    for datasets, part, e, said in found:
+        if e is None:
+            continue
         paper, sources = paper_difference(part, datasets)
         paper = number(paper, 2, sign=True) + " (ImageNet)" * ("imagenet" in sources)
         best = [results.best(scale, datasets[0], BEST[row]) for row in sum(part.pairs, ()) if row in BEST]
         text = part.text + (f" ({', '.join(map(str, best))})" if best else "")
-        where = ", ".join(map(title, datasets))
-        yield cells(text, where, e, e.n, paper, part.role, outcome(part, e, among))
-    missing = sum(e is None for *_, e in found)
-    yield from ("", f"Not measured: {missing} of {len(found)} parts.", "") if missing else ("",)
+        lines.append([text, ", ".join(map(title, datasets)), e, e.n, paper, part.role, said])
+    yield markdown(("claimed", "data", "ours", "n", "paper", "role", ""), lines)
+    if len(lines) < len(found):
+        yield f"Not measured: {len(found) - len(lines)} of {len(found)} parts."
 
 
 def paper_difference(part, datasets):
@@ -770,64 +708,63 @@ def paper_difference(part, datasets):
 
 def claims_table(results, figures):
     """Every claim with its verdicts, each with where it was measured."""
-    columns = ("", "claim", "source", "verdict", "parts", "figure")
-    yield from ("## Claims", "", cells(*columns), cells(*["---"] * len(columns)))
+    lines = []
     for name, claim in results.toy.items():
+        link = f"[{claim['figure']}](figures/{claim['figure']}.png)"
         found = {"linear models": toy_verdict(claim)}
-        links = [f"[{claim['figure']}](figures/{claim['figure']}.png)"]
-        yield claim_line(name, claim["claim"], claim["source"], found, links)
+        lines.append(claim_line(name, claim["claim"], claim["source"], found, [link]))
     for name, (text, source, figure) in CLAIMS.items():
         found = {scale: said for scale in results.scales() if (said := verdict(results, name, scale))}
         links = [f"[{scale}](figures/{scale}/{figure}.png)" for scale in found if figure in figures[scale]]
-        yield claim_line(name, text, source, found, links)
+        lines.append(claim_line(name, text, source, found, links))
     found = {bench["device"]: said for bench in results.benches if (said := cost(bench))}
-    yield from (claim_line("C19", "`lastlayer` costs O(n³), WERank O(L·n³)", "LL section 1", found, []), "")
+    lines.append(claim_line("C19", "`lastlayer` costs O(n³), WERank O(L·n³)", "LL section 1", found, []))
+    return markdown(("", "claim", "source", "verdict", "parts", "figure"), lines)
 
 
 def claim_line(name, text, source, found, links):
     """A line of the claims' table. found: {where: (verdict, statistic)}."""
     answers = ", ".join(f"**{said}** ({where})" for where, (said, _) in found.items())
-    anchors = {where: f"[{where}](#{name.lower()}-{where.replace(' ', '-')})" for where in found}
-    counts = "; ".join(f"{anchors[where] if name != 'C19' else where}: {found[where][1]}" for where in found)
-    return cells(name, text, source, answers or "**no data**", counts or "–", ", ".join(links) or "–")
+    place = lambda where: where if name == "C19" else f"[{where}](#{name.lower()}-{where.replace(' ', '-')})"
+    counts = "; ".join(f"{place(where)}: {statistic}" for where, (_, statistic) in found.items())
+    return name, text, source, answers or "**no data**", counts or "–", ", ".join(links) or "–"
 
 
-def toy_lines(toy):
+def toy_paragraphs(toy):
     """What the verdicts on linear models rest on."""
     for name, claim in toy.items():
-        says = f"{claim['claim']} ({claim['source']}): **{toy_verdict(claim)[0]}**"
-        yield from (f"### {name}, linear models", "", says, "", f"Judged by: {claim['threshold']}", "")
-        yield from (f"- {MARKS[part['ok']]}: {part['text']}" for part in claim["parts"])
-        yield from ("", f"![{claim['claim']}](figures/{claim['figure']}.png)", "")
+        yield f"### {name}, linear models"
+        yield f"{claim['claim']} ({claim['source']}): **{toy_verdict(claim)[0]}**"
+        yield f"Judged by: {claim['threshold']}"
+        yield "\n".join(f"- {MARKS[part['ok']]}: {part['text']}" for part in claim["parts"])
+        yield f"![{claim['claim']}](figures/{claim['figure']}.png)"
 
 
 def page(results, figures):
-    """RESULTS.md, line by line. figures: names of those that can be drawn, by scale."""
-    yield from ("# Results", "", f"**{QUESTIONS}**", "")
-    for paragraph in opening(results):
-        yield from (paragraph, "")
+    """RESULTS.md, paragraph by paragraph. figures: names of those that can be drawn, by scale."""
+    yield f"# Results\n\n**{QUESTIONS}**"
+    yield from opening(results)
     if plot.places(results):
-        yield from ("![Accuracy against rank of h](figures/accuracy-rank.png)", "")
-    yield from (METHOD, "")
+        yield "![Accuracy against rank of h](figures/accuracy-rank.png)"
+    yield METHOD
     if results.problems:
-        yield from ("Left out:", "", *(f"- {problem}" for problem in results.problems), "")
-    yield from claims_table(results, figures)
+        yield "\n".join(["Left out:", "", *(f"- {problem}" for problem in results.problems)])
+    yield f"## Claims\n\n{claims_table(results, figures)}"
     for scale in results.scales():
-        yield from scale_lines(results, scale, figures[scale])
+        yield from scale_paragraphs(results, scale, figures[scale])
     missing = [scale for scale in rows.SCALES if scale not in results.scales()]
-    yield from (f"Scales not measured: {', '.join(missing) or 'none'}.", "")
-    yield from ("## Linear models", "", *toy_lines(results.toy)) if results.toy else ()
-    yield from ("## Slips in the papers", "", SLIPS.read_text().rstrip())
-
-
-SLIPS = Path(__file__).with_name("docs") / "slips.md"
+    yield f"Scales not measured: {', '.join(missing) or 'none'}."
+    if results.toy:
+        yield "## Linear models"
+        yield from toy_paragraphs(results.toy)
+    yield f"## Slips in the papers\n\n{(DOCS / 'slips.md').read_text().rstrip()}"
 
 
 # --------------------------------------------------------------------------------------- figure, command line
 
 
 def differences(results, scale):
-    """The measured differences in accuracy: [(data sets, Part, Estimate)]."""
+    """The measured differences in accuracy, as `judged` gives them."""
     lines = [line for claim in CLAIMS for line in judged(results, claim, scale)]
     return [line for line in lines if set(line[1].metrics) & set(METRICS) and line[2]]
 
@@ -840,7 +777,7 @@ def draw_forest(results, scale, *_):
     sizes = {"height": 1 + 0.08 * len(found), "height_ratios": [len(group) for group in groups]}
     figure, axes = plot.panels(f"Paired differences in accuracy ({scale})", len(groups), 1, 8, **sizes)
     for axis, group in zip(axes[:, 0], groups):
-        for y, (datasets, part, e) in enumerate(group):
+        for y, (datasets, part, e, _) in enumerate(group):
             style = {"fmt": "o", "markersize": 4, "fillstyle": "full" if e.n >= LEAST else "none"}
             axis.plot([part.bound, -part.bound if part.within else part.bound], [y, y], "|", color="grey")
             axis.errorbar(e.mean, y, xerr=e.half() if e.n > 1 else None, capsize=2, color="C0", **style)
@@ -848,7 +785,7 @@ def draw_forest(results, scale, *_):
             if paper is not None:
                 axis.plot(paper, y, "+" if "imagenet" in sources else "x", color="black", markersize=5)
         axis.axvline(0, color="grey", linewidth=0.8)
-        labels = [f"{part.claim}  {part.text}, {', '.join(map(title, names))}" for names, part, _ in group]
+        labels = [f"{part.claim}  {part.text}, {', '.join(map(title, names))}" for names, part, *_ in group]
         axis.set_yticks(range(len(group)), labels, fontsize=6)
         axis.set_ylim(len(group) - 0.4, -0.6)
         axis.grid(axis="y", linewidth=0.2)
@@ -861,12 +798,12 @@ def drawable(results, scale):
     """{figure: (its function, the data sets that it can be drawn of)} at a scale."""
     found = {}
     for name, (function, names, needs) in plot.FIGURES.items():
-        runs = [
-            (data, results.of(scale, data, row)) for data in results.datasets(scale, names) for row in names
-        ]
-        has = [data for data, of_row in runs for run in of_row.values() if plot.attempt(get, run, *needs)]
-        if has:
-            found[name] = (function, list(dict.fromkeys(has)))
+        datasets = []
+        for dataset in results.datasets(scale, names):
+            runs = [run for row in names for run in results.of(scale, dataset, row).values()]
+            datasets += [dataset] if any(plot.attempt(get, run, *needs) for run in runs) else []
+        if datasets:
+            found[name] = (function, datasets)
     return found | ({"forest": (draw_forest, [])} if differences(results, scale) else {})
 
 
@@ -914,10 +851,10 @@ def main():
     elif args.table:
         show(results, args.table, [args.scale] if args.scale else results.scales())
     else:
-        lines = page(results, {scale: drawable(results, scale) for scale in results.scales()})
+        paragraphs = page(results, {scale: drawable(results, scale) for scale in results.scales()})
         args.out.parent.mkdir(parents=True, exist_ok=True)
         with common.atomic_write(args.out) as file:
-            file.write("\n".join(lines).encode() + b"\n")
+            file.write("\n\n".join(paragraphs).encode() + b"\n")
         print(args.out)
     for problem in results.problems:
         print(f"report.py: left out: {problem}", file=sys.stderr)

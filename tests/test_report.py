@@ -22,6 +22,7 @@ T99 = {1: 63.657, 2: 9.925, 3: 5.841, 4: 4.604, 9: 3.250, 11: 3.106, 20: 2.845, 
 D = 64
 FALLING = np.exp(-np.arange(D) / 8).tolist()  # rank 56 at 1e-3
 NORMS = dict.fromkeys(("bare", "folded", "variance", "gamma", "beta", "open"), [1.0] * D)
+ORIGIN = {"device": "H100", "torch": "2.11.0+cu130"}
 BASES = ("simclr", "noproj", "directclr", "cs")
 
 
@@ -38,13 +39,7 @@ def hand_made(seed, row="simclr", scale="short", dataset="cifar10", knn=50.0, **
     parsed.image_size = parsed.image_size or rows.DATASETS[dataset].pixels
     arguments = {**vars(module.resolve(parsed)), "seed": seed, "out": None, "device": "cuda"}
     history = [{"epoch": 25, "rank_1e-3": 60, "dead": [0, 1]}, {"epoch": 50, "rank_1e-3": 56, "dead": [1]}]
-    config = {
-        "arguments": arguments,
-        "device": "H100",
-        "torch": "2.11.0+cu130",
-        "name": row,
-        "script": script,
-    }
+    config = {"arguments": arguments, "name": row, "script": script, **ORIGIN}
     result = {
         "config": config, "knn200": knn, "knn5": knn - 1, "knn200_z": knn - 2, "linear_top1": knn + 1,
         "subvector_linear_top1": knn - 5, "rankme": layers(5.0), "min_max_ratio": layers(2.0), "seconds": 120,
@@ -61,28 +56,41 @@ def hand_made(seed, row="simclr", scale="short", dataset="cifar10", knn=50.0, **
 
 @pytest.fixture
 def write(tmp_path):
-    """write("short", "simclr", [80, 81]): results of seeds 0, 1 with these kNN; returns the last file."""
+    """write("short", {"simclr": [80, 81]}): results of seeds 0, 1 with these kNN; returns the last file."""
 
-    def call(scale, row, knn, dataset="cifar10", seeds=None, **more):
-        for seed, value in zip(seeds or range(len(knn)), knn):
-            path = tmp_path / "results" / scale / dataset / row / f"seed{seed}.json"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(hand_made(seed, row, scale, dataset, value, **more)))
+    def call(scale, accuracies, dataset="cifar10", seeds=range(9), **more):
+        for row, knn in accuracies.items():
+            for seed, value in zip(seeds, knn):
+                path = tmp_path / "results" / scale / dataset / row / f"seed{seed}.json"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(json.dumps(hand_made(seed, row, scale, dataset, value, **more)))
         return path
 
     return call
 
 
-def made(script, tmp_path, code=0):
-    """RESULTS.md of the results in tmp_path, its lines by their first cell, what was said on stderr."""
-    done = script("report.py")
-    assert done.returncode == code, done.err
-    text = (tmp_path / "RESULTS.md").read_text()
-    lines = {}
-    for line in text.splitlines():
-        if cell := [part.strip() for part in re.split(r"(?<!\\)\|", line)[1:-1]]:
-            lines.setdefault(cell[0], []).append(cell[1:])
-    return text, lines, done.err
+@pytest.fixture
+def page(script, tmp_path):
+    """page(): RESULTS.md of the results in tmp_path, its lines by their first cell, and stderr."""
+
+    def call(code=0):
+        (tmp_path / "results").mkdir(exist_ok=True)
+        done = script("report.py")
+        assert done.returncode == code, done.err
+        text = (tmp_path / "RESULTS.md").read_text()
+        lines = {}
+        for line in text.splitlines():
+            if cell := [part.strip() for part in re.split(r"(?<!\\)\|", line)[1:-1]]:
+                lines.setdefault(cell[0], []).append(cell[1:])
+        return text, lines, done.err
+
+    return call
+
+
+def estimate(gaps, shift=0.0):
+    """The mean and Student's 95 % interval of three differences, as they are printed."""
+    mean, half = statistics.mean(gaps) + shift, T95[2] * statistics.stdev(gaps) / 3**0.5
+    return f"{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]"
 
 
 # ------------------------------------------------------------------------------------------------ statistics
@@ -151,8 +159,8 @@ def test_units_that_no_image_opens_are_dead(count):
     norms = {"variance": np.maximum(h, 0).var(0, ddof=1).tolist(), "folded": [2.0] * D}
     norms["bare"] = [1e-3] * count + [1.0] * (D - count)
     assert plot.measure({"row_norms": norms}, "dead") == count
-    assert report.dead_rows("bare")({"row_norms": norms}) == pytest.approx(np.log(1000))
-    assert report.dead_rows("folded")({"row_norms": norms}) == 0
+    assert report.dead_rows("bare", {"row_norms": norms}) == pytest.approx(np.log(1000))
+    assert report.dead_rows("folded", {"row_norms": norms}) == 0
 
 
 def test_a_rank_deficient_weight_without_dead_coordinates_refutes_proposition_1():
@@ -163,11 +171,10 @@ def test_a_rank_deficient_weight_without_dead_coordinates_refutes_proposition_1(
     norms = {"variance": h.var(0).tolist(), "bare": (weight**2).sum(1).tolist()}
     result = {"spectra": {"h": common.covariance_spectrum(torch.from_numpy(h)).tolist()}, "row_norms": norms}
     result["start"] = {"spectra": {"h": [1.0] * D}}
-    assert report.lost("rank_1e-3")(result) == pytest.approx(100 * (D - 5) / D)
-    assert report.least_row("bare")(result) == pytest.approx(0) and np.isnan(report.dead_rows("bare")(result))
-    assert np.isnan(
-        report.least_row("bare")(result | {"row_norms": norms | {"variance": [0.0] + [1.0] * 63}})
-    )
+    assert report.lost(result) == pytest.approx(100 * (D - 5) / D)
+    assert report.least_row("bare", result) == pytest.approx(0) and np.isnan(report.dead_rows("bare", result))
+    norms["variance"] = [0.0] + [1.0] * 63  # there is a dead one
+    assert np.isnan(report.least_row("bare", result))
     part = next(part for part in report.CLAIM_PARTS if part.claim == "C11" and "least" in part.text)
     assert report.outcome(part, report.estimate([0.0, 0.01, 0.02])) == "refuted"
 
@@ -180,17 +187,11 @@ def values(claim, *results):
 
 def test_each_claims_statistic_sees_what_it_is_about():
     flat, steep = (np.exp(-np.arange(D) * slope).tolist() for slope in (0.01, 0.2))
-    weights = {"layer4.1.conv1": flat, "layer4.1.conv2": flat, "projector.0": flat}
+    weights = dict.fromkeys(("layer4.1.conv1", "layer4.1.conv2", "projector.0"), flat)
     moved, fell = 0.19 * 31.5, D - int((np.array(steep) > 1e-3).sum())
 
     def with_h(h, penultimate=flat, last=flat):
-        spectra = {
-            "h": h,
-            "penultimate": penultimate,
-            "layer3": flat,
-            "z": steep[:32],
-            "projector_hidden": flat,
-        }
+        spectra = layers(flat) | {"h": h, "penultimate": penultimate, "z": steep[:32]}
         covariance = layers({"offdiagonal": 0.04, "block": []}) | {"h": {"offdiagonal": 0.3, "block": []}}
         shared = {"spectra": spectra, "bare_spectra": spectra, "covariance": covariance}
         return hand_made(0, **shared, weight_spectra=weights | {"layer4.1.conv2": last})
@@ -222,10 +223,8 @@ def test_what_shuts_a_dimension_is_told_apart():
     norms["open"][2:6] = 0
     norms["beta"][[0, 2, 3, 4]] = -1  # 0 is open
     history = [{"dead": dead} for dead in ([0, 1, 7], [0, 1, 8], [0, 1, 7, 2])]
-    found = plot.shut(
-        {"row_norms": {key: value.tolist() for key, value in norms.items()}, "history": history}
-    )
-    assert list(found.values()) == [6, 2, 1, 3, 1, 2]
+    lists = {key: value.tolist() for key, value in norms.items()}
+    assert list(plot.shut({"row_norms": lists, "history": history}).values()) == [6, 2, 1, 3, 1, 2]
 
 
 def test_the_checkpoint_of_an_mlp_is_read(tmp_path):
@@ -245,10 +244,10 @@ def test_the_horizon_over_time_is_the_sum_over_steps():
 # -------------------------------------------------------------------------------------------------- the page
 
 
-def test_a_table_has_mean_std_number_of_seeds_paper_time_and_device(write, script, tmp_path):
-    write("short", "simclr", [80.0, 81.0, 83.0])
-    write("paper", "simclr", [84.0, 85.0])
-    text, lines, _ = made(script, tmp_path)
+def test_a_table_has_mean_std_number_of_seeds_paper_time_and_device(write, page, script):
+    write("short", {"simclr": [80.0, 81.0, 83.0]})
+    write("paper", {"simclr": [84.0, 85.0]})
+    text, lines, _ = page()
     cells = ["81.3 ± 1.5 (3)", "86.1", "82.3 ± 1.5 (3)", "66.5", "56.0 ± 0.0 (3)", "0.0 ± 0.0 (3)"]
     cells += ["5.0 ± 0.0 (3)", "5.0 ± 0.0 (3)", "2.0"]
     assert lines["`simclr`"][2] == ["SimCLR, 2-layer MLP projector", *cells]
@@ -260,50 +259,43 @@ def test_a_table_has_mean_std_number_of_seeds_paper_time_and_device(write, scrip
     assert "84.5 ± 0.7 (2)" in script("report.py", "--table", "table2").out
 
 
-def test_a_difference_is_paired_and_has_its_interval(write, script, tmp_path):
-    ours, base = [80.0, 81.5, 83.0], [79.0, 81.0, 81.0]
-    write("short", "noproj-lastlayer", ours)
-    write("short", "noproj", base)
-    gaps = [a - b for a, b in zip(ours, base)]
-    mean, half = statistics.mean(gaps), T95[2] * statistics.stdev(gaps) / 3**0.5
-    interval = f"{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]"
-    cells = ["CIFAR-10", interval, "3", "+0.60", "may refute", "undecided, as claimed"]
-    assert made(script, tmp_path)[1]["kNN-200: noproj-lastlayer > noproj"] == [cells]
+def test_a_difference_is_paired_and_has_its_interval(write, page):
+    write("short", {"noproj-lastlayer": [80.0, 81.5, 83.0], "noproj": [79.0, 81.0, 81.0]})
+    cells = ["CIFAR-10", estimate([1.0, 0.5, 2.0]), "3", "+0.60", "may refute", "undecided, as claimed"]
+    assert page()[1]["kNN-200: noproj-lastlayer > noproj"] == [cells]
 
 
-def test_a_claim_holds_if_what_decides_is_shown_and_fails_if_a_part_is_refuted(write, script, tmp_path):
+def test_a_claim_holds_if_what_decides_is_shown_and_fails_if_a_part_is_refuted(write, page):
     for base in BASES:
-        write("short", base, [80.0, 81.0, 82.0])
-        write("short", f"{base}-lastlayer", [81.0, 82.1, 82.9])
-        write("short", f"{base}-werank", [71.0, 72.1, 72.9])
-    lines = made(script, tmp_path)[1]
+        write("short", {base: [80.0, 81.0, 82.0], f"{base}-lastlayer": [81.0, 82.1, 82.9]})
+        write("short", {f"{base}-werank": [71.0, 72.1, 72.9]})
+    lines = page()[1]
     assert lines["C13"][0][2:4] == ["**holds** (short)", "[short](#c13-short): 5 shown; n = 3"]
     assert lines["C14"][0][2] == "**undecided** (short)"  # no other weights are measured
     for accuracies, said in (([80.5, 80.8, 82.1], "holds"), ([78.0, 79.0, 80.0], "fails")):
-        write("short", "cs-lastlayer", accuracies)  # one base undecided, or refuted
-        assert made(script, tmp_path)[1]["C13"][0][2] == f"**{said}** (short)"
+        write("short", {"cs-lastlayer": accuracies})  # one base undecided, or refuted
+        assert page()[1]["C13"][0][2] == f"**{said}** (short)"
 
 
-def test_pooling_takes_the_mean_of_each_seed_first(write, script, tmp_path):
+def test_pooling_takes_the_mean_of_each_seed_first(write, page):
     for dataset, shift in (("cifar10", 0.0), ("cifar100", 1.0)):
         for base in BASES[:2]:  # the others are not measured
-            write("short", base, [80.0, 80.0, 80.0], dataset)
-            write("short", f"{base}-lastlayer", [80 + shift + x for x in (1, 2, 4)], dataset)
-    write("short", "noproj-lastlayer", [99.0], "cifar100", seeds=[9])  # without a partner
-    write("short", "cs", [80.0])  # one pair, fewer than the others have
-    write("short", "cs-lastlayer", [50.0])
-    cells = made(script, tmp_path)[1]["kNN-200, pooled: lastlayer > none, at LL's weight"][0]
-    mean, half = 7 / 3 + 0.5, T95[2] * statistics.stdev([1, 2, 4]) / 3**0.5  # not that of 12 differences
-    assert cells[:3] == ["CIFAR-10, CIFAR-100", f"{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]", "3"]
+            penalised = [80 + shift + x for x in (1, 2, 4)]
+            write("short", {base: [80.0, 80.0, 80.0], f"{base}-lastlayer": penalised}, dataset)
+    write("short", {"noproj-lastlayer": [99.0]}, "cifar100", seeds=[9])  # without a partner
+    write("short", {"cs": [80.0], "cs-lastlayer": [50.0]})  # a pair with fewer seeds than the others
+    cells = page()[1]["kNN-200, pooled: lastlayer > none, at LL's weight"][0]
+    # not the interval of 12 differences
+    assert cells[:3] == ["CIFAR-10, CIFAR-100", estimate([1, 2, 4], shift=0.5), "3"]
 
 
-def test_every_scale_is_judged_and_mini_decides_nothing(write, script, tmp_path):
+def test_every_scale_is_judged_and_mini_decides_nothing(write, page):
     for scale, gain in (("short", 5), ("compressed", -5), ("mlp", 5), ("mini", 5)):
         for base in BASES:
-            write(scale, base, [30.0, 31.0, 32.0][: 2 if scale == "short" else 3])
-            write(scale, f"{base}-lastlayer", [30.0 + gain, 31.1 + gain][: len(scale)])
-            write(scale, f"{base}-lastlayer", [31.9 + gain], seeds=[2])
-    text, lines, _ = made(script, tmp_path)
+            write(scale, {base: [30.0, 31.0, 32.0][: 2 if scale == "short" else 3]})
+            write(scale, {f"{base}-lastlayer": [30.0 + gain, 31.1 + gain][: len(scale)]})
+            write(scale, {f"{base}-lastlayer": [31.9 + gain]}, seeds=[2])
+    text, lines, _ = page()
     said = "**undecided** (short), **fails** (compressed), **holds** (mlp), **undecided** (mini)"
     assert lines["C13"][0][2] == said and "n = 2; [compressed]" in lines["C13"][0][3]
     assert lines["C6"][0][2] == said.replace("holds", "fails")
@@ -315,37 +307,33 @@ def test_every_scale_is_judged_and_mini_decides_nothing(write, script, tmp_path)
     "other, pairs",
     [({"config__device": "H200"}, 1), ({"config__torch": "2.12.0"}, 1), ({"config__torch": "2.11.0+x"}, 2)],
 )
-def test_only_runs_of_one_seed_and_one_kind_of_device_are_pairs(write, script, tmp_path, other, pairs):
-    write("short", "simclr", [80.0, 81.0, 85.0])
-    write("short", "simclr-lastlayer", [81.0, 82.0], seeds=[0, 7])
-    write("short", "simclr-lastlayer", [84.0], seeds=[2], **other)
-    assert made(script, tmp_path)[1]["kNN-200: simclr-lastlayer > simclr"][0][2] == str(pairs)
+def test_only_runs_of_one_seed_and_one_kind_of_device_are_pairs(write, page, other, pairs):
+    write("short", {"simclr": [80.0, 81.0, 85.0]})
+    write("short", {"simclr-lastlayer": [81.0, 82.0]}, seeds=[0, 7])
+    write("short", {"simclr-lastlayer": [84.0]}, seeds=[2], **other)
+    assert page()[1]["kNN-200: simclr-lastlayer > simclr"][0][2] == str(pairs)
 
 
-def test_an_alias_shows_and_compares_the_run_that_it_is(write, script, tmp_path):
-    write("short", "noproj", [80.0, 81.0, 83.0])
-    write("short", "cs-d480-k0", [10.0])  # of an old page; the run's own result counts
-    write("short", "cs", [79.0, 80.0, 80.0])
-    write("short", "cs-d400-k0", [78.0, 79.0, 79.1])
-    _, lines, _ = made(script, tmp_path)
+def test_an_alias_shows_and_compares_the_run_that_it_is(write, page):
+    write("short", {"noproj": [80.0, 81.0, 83.0], "cs": [79.0, 80.0, 80.0], "cs-d400-k0": [78.0, 79.0, 79.1]})
+    # of old pages; the own result of a run counts, in whichever order they are read
+    write("short", {"cs-d480-k0": [10.0], "directclr-d512": [10.0]})
+    _, lines, _ = page()
     assert lines["`directclr-d512`"][0][1] == lines["`noproj`"][1][1] == "82.3 ± 1.5 (3)"
     assert lines["kNN-200: cs-d480-k0 > cs-d400-k0"][0][2:4] == ["3", "+0.50"]
     assert lines["`cs`"][0][1] == lines["`cs-d480-k0`"][0][1] == "79.7 ± 0.6 (3)"
 
 
-def test_the_best_weight_is_that_of_the_highest_mean_over_common_seeds(write, script, tmp_path):
-    write("short", "noproj", [80.0, 80.0, 80.0])
-    write("short", "noproj-lastlayer", [79.0, 79.0, 99.0])
-    write("short", "noproj-lastlayer-0.1", [82.0, 82.5])
-    write("short", "noproj-lastlayer-10", [10.0, 10.0])
+def test_the_best_weight_is_that_of_the_highest_mean_over_common_seeds(write, page):
+    write("short", {"noproj": [80.0, 80.0, 80.0], "noproj-lastlayer": [79.0, 79.0, 99.0]})
+    write("short", {"noproj-lastlayer-0.1": [82.0, 82.5], "noproj-lastlayer-10": [10.0, 10.0]})
     best = "kNN-200: noproj-lastlayer, best weight > noproj (noproj-lastlayer-0.1)"
-    assert made(script, tmp_path)[1][best][0][1:3] == ["+2.25 [-0.93, +5.43]", "2"]
+    assert page()[1][best][0][1:3] == ["+2.25 [-0.93, +5.43]", "2"]
 
 
-def test_numbers_of_imagenet_are_named_and_not_subtracted(write, script, tmp_path):
-    write("paper", "directclr", [60.0, 61.0, 62.0])
-    write("paper", "simclr-linear", [60.0, 61.0, 62.0])
-    _, lines, _ = made(script, tmp_path)
+def test_numbers_of_imagenet_are_named_and_not_subtracted(write, page):
+    write("paper", {row: [60.0, 61.0, 62.0] for row in ("directclr", "simclr-linear")})
+    _, lines, _ = page()
     assert lines["`directclr`"][1][1:5] == ["62.0 ± 1.0 (3)", "62.7", "56.0 ± 1.0 (3)", "47.9"]
     assert lines["linear: directclr > simclr-linear"][0][3] == "+1.60 (ImageNet)"
     assert lines["linear: directclr > its z"][0][1:4] == ["+6.00 [+6.00, +6.00]", "3", "+14.80 (ImageNet)"]
@@ -374,45 +362,46 @@ def test_numbers_of_imagenet_are_named_and_not_subtracted(write, script, tmp_pat
         ({"covariance": layers({"block": [[1], [2, 3]], "offdiagonal": 1})}, "square covariance"),
     ],
 )
-def test_what_is_no_result_is_named_and_leaves_no_trace(write, script, tmp_path, content, why):
-    write("short", "simclr", [80.0, 81.0, 82.0], seeds=[1, 2, 3])
+def test_what_is_no_result_is_named_and_leaves_no_trace(write, page, tmp_path, content, why):
+    write("short", {"simclr": [80.0, 81.0, 82.0]}, seeds=[1, 2, 3])
     more = content if isinstance(content, dict) else {}
-    path = write("short", "my-method" if content == "{}" else "noproj", [70.0], **more)
+    path = write("short", {"my-method" if content == "{}" else "noproj": [70.0]}, **more)
     if not more:
         path.write_text(content)
-    text, lines, err = made(script, tmp_path, code=1)
+    text, lines, err = page(code=1)
     assert str(path.relative_to(tmp_path)) in err and why in err and len(err.splitlines()) == 1
     assert why in text and lines["`noproj`"][0][1] == "–" and "Rows of no paper" not in text
     assert lines["`simclr`"][0][1] == "81.0 ± 1.0 (3)"
 
 
-@pytest.mark.parametrize(
-    "place, why",
-    [
-        ("huge/cifar10/simclr/seed0.json", "is at the scale huge"),
-        ("paper/cifar10/simclr/seed0.json", "epochs 50, not 200"),
-        ("short/cifar10/noproj/seed0.json", "projector mlp, not none"),
-        ("short/cifar10/sh-simclr/seed0.json", "temperature 0.2, not 0.5"),
-        ("short/cifar10/simclr/seed00.json", "holds seed 0"),
-        ("short/cifar10/simclr/seed².json", "holds seed 0"),
-        ("short/simclr.json", "is not at"),
-        ("toy.json", "lacks 'claims'"),
-        ("bench-x.json", "lacks 'rows'"),
-    ],
-)
-def test_a_file_at_a_wrong_place_is_named(script, tmp_path, place, why):
-    path = tmp_path / "results" / place
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps(hand_made(0)))
-    err = made(script, tmp_path, code=1)[2]
-    assert place in err and why in err and script("report.py", "--figures").returncode == 1
+WRONG_PLACES = {
+    "huge/cifar10/simclr/seed0.json": "is at the scale huge",
+    "paper/cifar10/simclr/seed0.json": "epochs 50, not 200",
+    "short/cifar10/noproj/seed0.json": "projector mlp, not none",
+    "short/cifar10/sh-simclr/seed0.json": "temperature 0.2, not 0.5",
+    "short/cifar10/simclr/seed00.json": "holds seed 0",
+    "short/cifar10/simclr/seed².json": "holds seed 0",
+    "short/simclr.json": "is not at",
+    "toy.json": "lacks 'claims'",
+    "bench-x.json": "lacks 'rows'",
+}
 
 
-def test_no_folder_is_an_error_and_no_results_make_a_page_that_says_so(script, tmp_path):
+def test_files_at_wrong_places_are_named(page, script, tmp_path):
+    for place in WRONG_PLACES:
+        path = tmp_path / "results" / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(hand_made(0)))
+    said = page(code=1)[2].splitlines()
+    for place, why in WRONG_PLACES.items():
+        assert [place in line and why in line for line in said].count(True) == 1, place
+    assert len(said) == len(WRONG_PLACES) and script("report.py", "--figures").returncode == 1
+
+
+def test_no_folder_is_an_error_and_no_results_make_a_page_that_says_so(page, script, tmp_path):
     done = script("report.py")
     assert done.returncode == 2 and len(done.err.splitlines()) == 1 and not (tmp_path / "RESULTS.md").exists()
-    (tmp_path / "results").mkdir()
-    text, lines, _ = made(script, tmp_path)
+    text, lines, _ = page()
     assert "Nothing that answers it has been measured yet" in text and "**Open** until a GPU runs" in text
     assert {lines[claim][0][2] for claim in (*report.CLAIMS, "C19")} == {"**no data**"}
 
@@ -427,18 +416,16 @@ STATES = [
 ]
 
 
-@pytest.mark.parametrize(
-    "scale, seeds", [("compressed", 3), ("compressed", 2), ("compressed", 1), ("mini", 3)]
-)
+@pytest.mark.parametrize("scale, seeds", [("compressed", n) for n in (3, 2, 1)] + [("mini", 3)])
 @pytest.mark.parametrize("full, bare, by_rank, by_dead", STATES)
-def test_the_page_opens_with_answers(write, script, tmp_path, full, bare, by_rank, by_dead, scale, seeds):
+def test_the_page_opens_with_answers(write, page, full, bare, by_rank, by_dead, scale, seeds):
     knn = {"simclr": [84.0, 84.2, 84.1], "noproj": [80.0, 80.2, 80.1], "noproj-lastlayer": [79.0, 81.2, 80.3]}
     for row, accuracies in knn.items():
         rank, dead = full if row == "simclr" else bare
         norms = NORMS | {"variance": [0.0] * dead + [1.0] * (D - dead)}
         spectra = layers(FALLING) | {"h": [1.0] * rank + [1e-6] * (D - rank)}
-        write(scale, row, accuracies[:seeds], spectra=spectra, row_norms=norms)
-    opening = made(script, tmp_path)[0].split("Made by")[0]
+        write(scale, {row: accuracies[:seeds]}, spectra=spectra, row_norms=norms)
+    opening = page()[0].split("Made by")[0]
     decided = scale != "mini" and seeds == 3
     by_rank, by_dead = (said if decided else "is undecided" for said in (by_rank, by_dead))
     assert f"the projector {by_rank}, {full[0]}.0" in opening
@@ -449,7 +436,7 @@ def test_the_page_opens_with_answers(write, script, tmp_path, full, bare, by_ran
     assert ("`mini` is over before" in opening) == (scale == "mini")
 
 
-def test_linear_models_are_judged_by_their_own_file(script, tmp_path):
+def test_linear_models_are_judged_by_their_own_file(page, tmp_path):
     (tmp_path / "results").mkdir()
     parts = [{"ok": True, "text": "a"}, {"ok": None, "text": "b"}]
     claim = {"claim": "c", "source": "s", "figure": "toy-x", "holds": True, "threshold": "t", "parts": parts}
@@ -458,10 +445,8 @@ def test_linear_models_are_judged_by_their_own_file(script, tmp_path):
         settings = {"seeds": seeds, "steps": 4000, "quick": False}
         toy = {"settings": settings, "claims": {"C1": claim, "C2": failed}}
         (tmp_path / "results/toy.json").write_text(json.dumps(toy))
-        text, lines, _ = made(script, tmp_path)
-        assert [lines[name][0][2] for name in ("C1", "C2")] == [
-            f"**{word}** (linear models)" for word in said
-        ]
+        text, lines, _ = page()
+        assert [lines[name][0][2].split()[0] for name in ("C1", "C2")] == [f"**{word}**" for word in said]
     assert lines["C2"][0][3].endswith(": 1 **against it**, 1 as claimed, 1 besides; 4,000 steps, n = 2")
     assert "- **against it**: d\n" in text and "![c](figures/toy-x.png)" in text
 
@@ -492,11 +477,9 @@ def test_the_papers_numbers_are_at_their_rows():
         assert report.printed(*place) == expected
 
 
-def test_figures_draw_what_is_there_and_the_page_links_no_other(write, script, tmp_path):
-    for row in rows.ROWS:
-        write("short", row.name, [80.0, 81.0], dim=8)
-    write("short", "my-method", [80.0, 81.0])
-    text, lines, _ = made(script, tmp_path)
+def test_figures_draw_what_is_there_and_the_page_links_no_other(write, page, script, tmp_path):
+    write("short", {row: [80.0, 81.0] for row in ("my-method", *rows.ROW)}, dim=8)
+    text, lines, _ = page()
     assert "### Rows of no paper" in text and lines["`my-method`"][0][1] == "80.5 ± 0.7 (2)"
     assert script("report.py", "--figures").returncode == 0
     drawn = {str(path.relative_to(tmp_path)) for path in (tmp_path / "figures").rglob("*.png")}
@@ -505,8 +488,8 @@ def test_figures_draw_what_is_there_and_the_page_links_no_other(write, script, t
 
 
 def test_page_and_figures_are_the_same_byte_for_byte_when_made_twice(write, script, tmp_path, monkeypatch):
-    write("short", "simclr", [80.0, 81.0, 82.0])
-    write("short", "noproj", [30.0, 31.0], spectra=layers(FALLING) | {"layer3": None})
+    write("short", {"simclr": [80.0, 81.0, 82.0]})
+    write("short", {"noproj": [30.0, 31.0]}, spectra=layers(FALLING) | {"layer3": None})
     monkeypatch.setattr(plot, "FIGURES", {name: plot.FIGURES[name] for name in ("ll-1a", "ll-2", "ll-3")})
     contents = []
     for _ in range(2):
@@ -515,9 +498,9 @@ def test_page_and_figures_are_the_same_byte_for_byte_when_made_twice(write, scri
     assert contents[0] == contents[1] and len(contents[0]) == 5
 
 
-def test_the_committed_page_and_figures_are_those_of_the_committed_results(script, tmp_path):
+def test_the_committed_page_and_figures_are_those_of_the_committed_results(page, tmp_path):
     (tmp_path / "results").symlink_to(ROOT / "results")
-    text, _, _ = made(script, tmp_path)
+    text, _, _ = page()
     assert text == (ROOT / "RESULTS.md").read_text()
     for link in re.findall(r"\((figures/[^)]*)\)", text):
         assert (ROOT / link).exists(), link
