@@ -12,10 +12,11 @@ SEEDS := 0 1 2
 DATASETS := cifar10 cifar100
 DATA := data
 JOBS := 1
+GPUS := 1
 TABLES := table2 table1 barlow directclr-tables sparsehead-table weights
 # One deadline for all that a make does: a budget counts from here.
 NOW := $(shell date +%s)
-RUNS = --scale="$(SCALE)" --seeds="$(SEEDS)" --datasets="$(DATASETS)" --data="$(DATA)" --jobs="$(JOBS)" \
+RUNS = --scale="$(SCALE)" --seeds="$(SEEDS)" --datasets="$(DATASETS)" --data="$(DATA)" --jobs="$(JOBS)" --gpus="$(GPUS)" \
 	$(if $(BUDGET),--budget="$(BUDGET)" --since=$(NOW))
 # What all three runs of the demo share: about 50 s each on 2 cores. Its decay horizon, 4.5, is what collapse takes.
 DEMO := simclr.py --dataset shapes --image-size 16 --arch mlp --epochs 77 --weight-decay 5e-3 --crop-scale 0.3 1 --resume

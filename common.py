@@ -1708,6 +1708,8 @@ def _configuration(args, name):
     device = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
     if args.device != "cpu":
         device = torch.cuda.get_device_name(args.device)
+    if processes() > 1:
+        device = f"{processes()} × {device}"
     versions = {module.__name__: str(module.__version__) for module in (torch, torchvision, np)}
     origin = {"device": device, "git": _git_commit(), "python": platform.python_version(), **versions}
     script = Path(sys.argv[0]).name

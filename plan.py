@@ -197,8 +197,11 @@ def show(runs, brief=False):
 class Trainer:
     """Trains runs, `jobs` at a time, until the deadline (seconds since 1970) or a signal."""
 
-    def __init__(self, data, jobs=1, deadline=float("inf")):
+    def __init__(self, data, jobs=1, gpus=1, deadline=float("inf")):
         self.data = data
+        self.python = [sys.executable]
+        if gpus > 1:
+            self.python += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={gpus}"]
         self.jobs = jobs
         self.deadline = deadline
         self.environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
@@ -241,7 +244,7 @@ class Trainer:
         old = outdated(run)
         if state(run) or old:
             print(f"{state(run) or f'{run.folder} is of an older recipe ({old})'}: trained again", flush=True)
-        command = [sys.executable, *rows.command(run.row, run.scale, run.dataset, self.data)]
+        command = [*self.python, *rows.command(run.row, run.scale, run.dataset, self.data)]
         command += ["--seed", str(run.seed), "--out", str(run.folder)]
         command += ["--overwrite" if old else "--resume"]
         line = " ".join(command)
@@ -251,7 +254,7 @@ class Trainer:
         if code == 0 and (run.folder / "result.json").exists():
             keep(run)
             return 0
-        if code in (130, 143) and self.ended:
+        if self.ended and (code in (130, 143) or len(self.python) > 1):  # torchrun has a code of its own
             print(f"{run} stopped with exit code {code}", flush=True)
             return 0
         print(f"plan.py: {run} ended with exit code {code}, log {log}: {line}", file=sys.stderr)
@@ -309,9 +312,8 @@ def seeds(text):
 
 def datasets(text):
     """An argparse type: names of data sets."""
-    known = [name for name, dataset in rows.DATASETS.items() if dataset.pixels]
-    if not text.split() or set(text.split()) - set(known):
-        raise argparse.ArgumentTypeError(f"{text!r} must be of {' '.join(known)}")
+    if not text.split() or set(text.split()) - set(rows.DATASETS):
+        raise argparse.ArgumentTypeError(f"{text!r} must be of {' '.join(rows.DATASETS)}")
     return list(dict.fromkeys(text.split()))
 
 
@@ -326,13 +328,14 @@ def main():
     add("--datasets", type=datasets, default="cifar10 cifar100", help="(cifar10 cifar100)")
     add("--data", default="data", help="the folder of the data sets (data)")
     add("--jobs", type=int, choices=range(1, 9), default=1, metavar="N", help="runs at a time (1)")
+    add("--gpus", type=int, choices=range(1, 65), default=1, metavar="N", help="that share each run (1)")
     add("--budget", type=duration, default=float("inf"), help="ends after 90s, 9m or 2h (never)")
     add("--since", type=float, default=time.time(), help="when the budget began, as date +%%s says (now)")
     args = parser.parse_args()
     runs = runs_of(args.tables, args.scale, args.seeds, args.datasets)
     code = 0
     if args.action == "run":
-        code = Trainer(args.data, args.jobs, args.since + args.budget).train_all(runs)
+        code = Trainer(args.data, args.jobs, args.gpus, args.since + args.budget).train_all(runs)
     try:
         show(runs, brief=args.action == "run")
     except BrokenPipeError:  # make plan | head

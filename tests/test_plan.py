@@ -83,7 +83,15 @@ def test_make_hands_all_tables_to_plans_of_one_deadline_and_then_reports(folder,
     variables = ("SCALE=short", "SEEDS=0 1", "DATASETS=stl10", "BUDGET=9m", "JOBS=2", "DATA=d")
     lines = [shlex.split(line) for line in make(folder, "-n", *targets, *variables).stdout.splitlines()]
     plans = [line[line.index("plan.py") + 1 :] for line in lines if "plan.py" in line]
-    options = ["--scale=short", "--seeds=0 1", "--datasets=stl10", "--data=d", "--jobs=2", "--budget=9m"]
+    options = [
+        "--scale=short",
+        "--seeds=0 1",
+        "--datasets=stl10",
+        "--data=d",
+        "--jobs=2",
+        "--gpus=1",
+        "--budget=9m",
+    ]
     tables = [[*rows.TABLES]] if targets == ["all"] else [[table] for table in rows.TABLES]
     assert [line[:-1] for line in plans] == [["run", *names, *options] for names in tables]
     assert len({line[-1] for line in plans}) == 1 and plans[0][-1].startswith("--since=")
@@ -97,7 +105,7 @@ def test_make_hands_all_tables_to_plans_of_one_deadline_and_then_reports(folder,
     [
         *("--budget=9x", "--budget=-3m", "--budget=m", "--budget=1.5h", "--budget=9999999999h", "--jobs=0"),
         *("--seeds=", "--seeds=abc", "--seeds=-1", "--seeds=0,1", "--seeds=1 02", "--scale=huge", "table9"),
-        *("--datasets=", "--datasets=CIFAR10", "--datasets=data/cifar10", "--datasets=imagenet", "--scale=%"),
+        *("--datasets=", "--datasets=CIFAR10", "--datasets=data/cifar10", "--gpus=0", "--scale=%"),
     ],
 )
 def test_a_bad_argument_is_one_line_and_exit_code_2(folder, script, bad):
