@@ -367,21 +367,27 @@ def rank_correlation(one, other):
     return F.cosine_similarity(*ranks, dim=-1)
 
 
-def summary(values, axis=0):
-    """What results keep of values with seeds along `axis`: the mean and, of several, the sample deviation."""
-    kept = {"mean": common.rounded(values.mean(axis))}
-    if values.shape[axis] > 1:
-        kept["std"] = common.rounded(values.std(axis))
+def summary(values):
+    """What results keep of values (seeds, …): the mean and, of several seeds, the sample deviation."""
+    kept = {"mean": common.rounded(values.mean(0))}
+    if len(values) > 1:
+        kept["std"] = common.rounded(values.std(0))
     return kept
+
+
+def average(values):
+    """What results keep of values (T, seeds, …), which are many: the mean."""
+    return {"mean": common.rounded(values.mean(1))}
 
 
 def numbers(name, trained):
     """What results hold of each run of an experiment: its settings; singular values, over time (T2, T3, T5)
     or at the end; what else a figure shows."""
     over_time = name in ("T2", "T3", "T5")
+    kept = average if over_time else summary
     rows = []
     for run in trained.runs[name]:
-        weight = trained.histories[run][slice(None) if over_time else -1]
+        weight = trained.histories[run] if over_time else trained.ends(run)[1]
         found = {f"sigma_W{i}": sigma(w) for i, w in enumerate(weight.unbind(-3), 1)}
         if name == "T8":
             found |= zip(("X_start", "end_over_start", "share_shrunk"), trained.directions(run))
@@ -394,7 +400,7 @@ def numbers(name, trained):
         if name == "T2":
             found["alignment"] = alignment(weight[[0, len(weight) // 4, -1]])
             found["gram_cosine"] = gram_cosine(weight)
-        rows.append(run._asdict() | {key: summary(values, int(over_time)) for key, values in found.items()})
+        rows.append(run._asdict() | {key: kept(values) for key, values in found.items()})
     return rows
 
 
