@@ -13,7 +13,7 @@ or under the keys and prefixes that are in use. report.py draws the papers' figu
 import argparse
 import math
 import sys
-from itertools import pairwise
+from itertools import chain, islice, pairwise, product
 from pathlib import Path
 
 import common
@@ -34,6 +34,8 @@ LAYERS = {
     "layer3": "last-but-one stage",
     "projector_hidden": "projector's hidden layer",
 }
+LN_SIGMA = r"$\ln\,\sigma_k$"
+RANK = r"rank of h: $\sigma_k$ above $10^{-3}\,\sigma_1$"
 FLOOR = 1e-12  # of σ₁: a σ_k below is a rounding error, and left out
 LEAST_SHOWN = 1e-8  # of the mean variance, on a logarithmic axis
 SHUT = 0.01  # of the mean: a weight row or a BatchNorm's γ² below is as good as gone
@@ -82,7 +84,7 @@ def measure(result, statistic, layer="h", start=False):
         return get(result, *at, "covariance", layer, statistic)
     if statistic in ("rankme", "min_max_ratio"):
         return get(result, *at, statistic, layer)
-    if statistic.endswith("rank") or statistic.startswith("rank_"):
+    if statistic == "entropy_rank" or statistic.startswith("rank_"):
         return common.ranks(torch.tensor(get(result, *at, "spectra", layer)).double())[statistic]
     return get(result, *at, statistic)
 
@@ -166,7 +168,7 @@ def load_encoder(path):
     """The encoder that a checkpoint file holds, on the CPU; UserError if it is neither ResNet nor MLP."""
     weights = tensors(path)
     try:
-        arch, encoder = _matching(path, weights)
+        arch, encoder = _like(weights)
         outcome = encoder.load_state_dict(weights, strict=False)
     except (RuntimeError, ValueError) as error:
         raise common.UserError(f"{path} does not fit: {str(error).splitlines()[-1].strip()}") from None
@@ -179,52 +181,62 @@ def load_encoder(path):
     return encoder
 
 
-def _matching(path, weights):
-    """(--arch, encoder) that weights of these names and shapes fit."""
+def _like(weights):
+    """(--arch, encoder) that weights of these names and shapes should fit."""
     if "layer1.weight" in weights:
         dim, inputs = weights["layer1.weight"].shape
         return "mlp", common.MLP(math.isqrt(inputs // 3), dim)
-    names = {".".join(key.split(".")[:2]) for key in weights if key.startswith("layer")}
-    blocks = tuple(sum(name.startswith(f"layer{stage}.") for name in names) for stage in (1, 2, 3, 4))
-    depths = {((2, 2, 2, 2), False): 18, ((3, 4, 6, 3), False): 34, ((3, 4, 6, 3), True): 50}
-    depth = depths.get((blocks, "layer1.0.conv3.weight" in weights))
-    if depth is None:
-        raise common.UserError(f"{path} is not a ResNet-18, -34 or -50")
+    arch = "resnet34" if "layer3.5.conv1.weight" in weights else "resnet18"
+    if "layer1.0.conv3.weight" in weights:
+        arch = "resnet50"
     width, _, kernel, _ = weights["conv1.weight"].shape
-    return f"resnet{depth}", common.resnet(f"resnet{depth}", "cifar" if kernel == 3 else "imagenet", width)
+    return arch, common.resnet(arch, "cifar" if kernel == 3 else "imagenet", width)
 
 
 # --------------------------------------------------------------------------------------- figures of some runs
 
 
-def draw_curve(axis, spectra, style, label):
-    """The mean of ln σ_k over spectra of one row, in a band from the least to the largest."""
-    s = np.array([ln_spectrum(spectrum) for spectrum in spectra])
-    k = np.arange(1, s.shape[1] + 1)
-    whole = int(np.isfinite(s).all(0).sum())
-    label += f", {whole} of {len(k)} σ" if whole < len(k) else ""
-    (line,) = axis.plot(k, s.mean(0), linestyle=style, label=label)
-    axis.fill_between(k, s.min(0), s.max(0), color=line.get_color(), alpha=0.25, linewidth=0)
+def panels(heading, lines, columns, width=4.2, height=3.2, sharey="row", height_ratios=None):
+    """(figure, axes (lines, columns)) with a heading."""
+    figure = Figure(figsize=(max(width * columns, 5.5), height * lines + 0.4), layout="constrained")
+    figure.suptitle(heading, fontsize=11)
+    return figure, figure.subplots(lines, columns, squeeze=False, sharey=sharey, height_ratios=height_ratios)
+
+
+def draw_curves(axis, curves):
+    """ln σ_k over k of curves [(label, spectra)]: the mean in a band from the least to the largest; a curve
+    without spectra stands in the legend alone."""
+    for (label, spectra), style in zip(curves, STYLES * len(curves)):
+        if not spectra:
+            axis.plot([], [], linestyle=style, color="grey", label=label)
+            continue
+        s = np.array([ln_spectrum(spectrum) for spectrum in spectra])
+        k = np.arange(1, s.shape[1] + 1)
+        whole = int(np.isfinite(s).all(0).sum())
+        label += f", {whole} of {len(k)} σ" if whole < len(k) else ""
+        (line,) = axis.plot(k, s.mean(0), linestyle=style, label=label)
+        axis.fill_between(k, s.min(0), s.max(0), color=line.get_color(), alpha=0.25, linewidth=0)
     axis.set_xlabel("index k of the singular value")
+    axis.legend(fontsize=7)
 
 
 def draw_spectra(runs, layer):
     """ln σ_k over k of runs [(label, result)] (LL fig. 1)."""
-    figure = Figure(figsize=(6, 4))
-    axis = figure.subplots()
-    for (label, result), style in zip(runs, STYLES * len(runs)):
-        rank = f"rank {measure(result, 'rank_1e-3', layer)} of {len(result['spectra'][layer])}"
-        draw_curve(axis, [result["spectra"][layer]], style, f"{label} ({rank})")
-    axis.set(ylabel=r"$\ln\,\sigma_k$", title=f"Spectrum of the covariance: {LAYERS[layer]}")
-    axis.legend(fontsize=8)
+    figure, axes = panels(f"Spectrum of the covariance: {LAYERS[layer]}", 1, 1, 6, 3.6)
+    curves = []
+    for label, result in runs:
+        spectrum = result["spectra"][layer]
+        rank = f"rank {measure(result, 'rank_1e-3', layer)} of {len(spectrum)}"
+        curves.append((f"{label} ({rank})", [spectrum]))
+    draw_curves(axes[0, 0], curves)
+    axes[0, 0].set_ylabel(LN_SIGMA)
     return figure
 
 
 def draw_norms(runs):
     """Variance of h_i over the weight-row norm, bare and folded (LL prop. 1), of [(label, result)]."""
-    figure, axes = panels(
-        "Last layer: do dimensions of little variance have small weight rows?", 1, 2, 4.5, 4
-    )
+    heading = "Last layer: do dimensions of little variance have small weight rows?"
+    figure, axes = panels(heading, 1, 2, 4.5, 4)
     folded = r"$\gamma_i^2/(v_i+\epsilon)\;\|W^i\|^2$, with BatchNorm of running variance $v_i$"
     for axis, kind, name in zip(axes[0], ("bare", "folded"), (r"$\|W^i\|^2$", folded)):
         for (label, result), marker in zip(runs, MARKERS * len(runs)):
@@ -237,29 +249,18 @@ def draw_norms(runs):
     return figure
 
 
-def draw_heat_map(axis, result, layer, label):
-    """The first dimensions of |C|, in units of C's mean diagonal."""
-    found = result["covariance"][layer]
-    image = axis.imshow(np.abs(found["block"]), cmap="Greys", vmin=0, vmax=1)
-    ratio = f"mean |off-diagonal| / diagonal {number(found['offdiagonal'], 3)}"
-    axis.set_title(f"{label}, first {len(found['block'])} dimensions\nof all: {ratio}", fontsize=8)
-    axis.set(xlabel="dimension i", ylabel="dimension j")
-    return image
-
-
-def draw_covariance(runs, layer):
-    """Heat maps of a layer's covariance (LL fig. 2), of [(label, result)]."""
-    figure, axes = panels(f"Covariance of the {LAYERS[layer]}", 1, len(runs), 3.8, 3.6)
-    images = [draw_heat_map(axis, result, layer, label) for axis, (label, result) in zip(axes[0], runs)]
-    figure.colorbar(images[-1], ax=axes, label=r"$|C_{ij}|$ / mean $C_{ii}$", extend="max")
+def draw_covariances(heading, lines):
+    """Heat maps of |C|, its first dimensions in units of its mean diagonal (LL fig. 2). lines: the panels'
+    (label, result, layer)."""
+    figure, axes = panels(heading, len(lines), len(lines[0]), 4.6, 4.2)
+    for axis, (label, result, layer) in zip(axes.flat, chain(*lines)):
+        found = result["covariance"][layer]
+        image = axis.imshow(np.abs(found["block"]), cmap="Greys", vmin=0, vmax=1)
+        ratio = f"mean |off-diagonal| / diagonal {number(found['offdiagonal'], 3)}"
+        axis.set_title(f"{label}, first {len(found['block'])} dimensions\nof all: {ratio}", fontsize=8)
+        axis.set(xlabel="dimension i", ylabel="dimension j")
+    figure.colorbar(image, ax=axes, label=r"$|C_{ij}|$ / mean $C_{ii}$", extend="max")
     return figure
-
-
-def panels(heading, lines, columns, width=4.2, height=3.2, sharey="row", height_ratios=None):
-    """(figure, axes (lines, columns)) with a heading."""
-    figure = Figure(figsize=(max(width * columns, 5.5), height * lines + 0.4), layout="constrained")
-    figure.suptitle(heading, fontsize=11)
-    return figure, figure.subplots(lines, columns, squeeze=False, sharey=sharey, height_ratios=height_ratios)
 
 
 # -------------------------------------------------------------------------- figures of a scale, for report.py
@@ -268,87 +269,69 @@ def panels(heading, lines, columns, width=4.2, height=3.2, sharey="row", height_
 QUESTION = ("simclr", "noproj", "noproj-lastlayer")  # what all of this is about
 METHODS = tuple(row.name for row in (*rows.of("table2"), *rows.of("barlow")))
 SWEEP = ("directclr-d8", "directclr-d32", "directclr", "directclr-d128", "directclr-d256", "directclr-d512")
+SH = ("sh-simclr", "sh-resnet50")
 
-
-def h_of(*names):
-    """Curves of h of these rows."""
-    return [(name, "h") for name in names]
-
-
-SPECTRA = {  # title, {panel: (row, layer) of its curves}
-    "ll-1a": ("LL figure 1a: h with and without projector", {"": h_of("noproj", "simclr")}),
-    "ll-1b": ("LL figure 1b: h without projector", {"": h_of("barlow-noproj", "noproj", "directclr")}),
+SPECTRA = {  # title, {panel: its curves, each a row and a layer}
+    "ll-1a": ("LL figure 1a: h with and without projector", {"": ["noproj h", "simclr h"]}),
+    "ll-1b": ("LL figure 1b: h without projector", {"": ["barlow-noproj h", "noproj h", "directclr h"]}),
     "ll-3": (
         "LL figure 3: the encoder's last layers",
-        {LAYERS[x]: [("noproj", x), ("simclr", x)] for x in ("layer3", "penultimate", "h")},
+        {LAYERS[x]: [f"noproj {x}", f"simclr {x}"] for x in ("layer3", "penultimate", "h")},
     ),
-    "ll-4": ("LL figure 4: inside the projector", {"": [("simclr", "projector_hidden"), ("simclr", "z")]}),
-    "ll-5": (
-        "LL figure 5: h with a constant subvector",
-        {"": h_of("cs-d200-k0", "cs-d400-k0", "cs-d480-k0")},
-    ),
-    "ll-6": ("LL figure 6: h with the last-layer penalty", {"": h_of("noproj", "noproj-lastlayer")}),
-    "directclr-2": ("DirectCLR figure 2: the embedding z", {"": [("simclr", "z")]}),
+    "ll-4": ("LL figure 4: inside the projector", {"": ["simclr projector_hidden", "simclr z"]}),
+    "ll-5": ("LL figure 5: h with a constant subvector", {"": [f"cs-d{d}-k0 h" for d in (200, 400, 480)]}),
+    "ll-6": ("LL figure 6: h with the last-layer penalty", {"": ["noproj h", "noproj-lastlayer h"]}),
+    "directclr-2": ("DirectCLR figure 2: the embedding z", {"": ["simclr z"]}),
     "directclr-7": (
         "DirectCLR figure 7: h with and without projector",
-        {"": h_of("noproj", "simclr-linear", "simclr")},
+        {"": ["noproj h", "simclr-linear h", "simclr h"]},
     ),
     "directclr-9": (
         "DirectCLR figure 9: h of DirectCLR",
-        {f"and {row}": h_of("directclr", row) for row in ("simclr", "simclr-linear", "noproj")},
+        {f"and {row}": ["directclr h", f"{row} h"] for row in ("simclr", "simclr-linear", "noproj")},
     ),
     "sparsehead-1": (
         "SparseHead figure 1: h and z",
-        {
-            row: [(row, "h"), (row, "z")]
-            for row in ("sh-noproj", "sh-simclr-linear", "sh-simclr", "sh-resnet50")
-        },
+        {row: [f"{row} h", f"{row} z"] for row in ("sh-noproj", "sh-simclr-linear", *SH)},
     ),
     "sparsehead-3": (
         "SparseHead figure 3: with and without SparseHead",
-        {
-            f"{row}, {layer}": [(row, layer), (f"{row}-sparsehead", layer)]
-            for row in ("sh-simclr", "sh-resnet50")
-            for layer in "hz"
-        },
+        {f"{row}, {x}": [f"{row} {x}", f"{row}-sparsehead {x}"] for row, x in product(SH, "hz")},
     ),
 }
 
 
 def draw_rows(results, scale, datasets, name):
     """One of SPECTRA: a line of panels for every data set, of what any of its rows has."""
-    heading, parts = SPECTRA[name]
 
-    def spectra(dataset, row, layer):
+    def spectra(dataset, curve):
+        row, layer = curve.split()
         runs = results.of(scale, dataset, row).values()
         return [found for run in runs if (found := run["spectra"].get(layer))]
 
-    parts = {k: v for k, v in parts.items() if any(spectra(data, *curve) for data in datasets for curve in v)}
+    heading, parts = SPECTRA[name]
+    parts = {k: v for k, v in parts.items() if any(spectra(*pair) for pair in product(datasets, v))}
     figure, axes = panels(f"{heading} ({scale}; mean of ln σ, band: all seeds)", len(datasets), len(parts))
     for line, dataset in zip(axes, datasets):
-        for axis, (part, curves) in zip(line, parts.items()):
-            for (row, layer), style in zip(curves, STYLES):
-                found = spectra(dataset, row, layer)
-                label = f"{row}, {layer.replace('_', ' ')}"
-                if found:
-                    draw_curve(axis, found, style, f"{label} (n = {len(found)})")
-                else:
-                    axis.plot([], [], linestyle=style, color="grey", label=f"{label}: not measured")
+        for axis, (part, names) in zip(line, parts.items()):
+            curves = []
+            for curve in names:
+                found = spectra(dataset, curve)
+                count = f" (n = {len(found)})" if found else ": not measured"
+                curves.append((curve.replace(" ", ", ").replace("_", " ") + count, found))
+            draw_curves(axis, curves)
             axis.set_title(f"{title(dataset)} {part}".strip(), fontsize=9)
-            axis.legend(fontsize=7)
-        line[0].set_ylabel(r"$\ln\,\sigma_k$")
+        line[0].set_ylabel(LN_SIGMA)
     return figure
 
 
-def draw_heat_maps(results, scale, datasets, _):
+def draw_z_and_h(results, scale, datasets, _):
     """LL fig. 2: |covariance| of z and of h of simclr's first seed."""
-    figure, axes = panels(f"LL figure 2: covariance of simclr ({scale})", len(datasets), 2, 4.6, 4.2)
-    for line, dataset in zip(axes, datasets):
+    lines = []
+    for dataset in datasets:
         seed, result = next(iter(results.of(scale, dataset, "simclr").items()))
-        for axis, layer in zip(line, "zh"):
-            image = draw_heat_map(axis, result, layer, f"{title(dataset)}, seed {seed}: {layer}")
-    figure.colorbar(image, ax=axes, label=r"$|C_{ij}|$ / mean $C_{ii}$", extend="max")
-    return figure
+        lines.append([(f"{title(dataset)}, seed {seed}: {layer}", result, layer) for layer in "zh"])
+    return draw_covariances(f"LL figure 2: covariance of simclr ({scale})", lines)
 
 
 def draw_sweep(results, scale, datasets, _):
@@ -370,32 +353,30 @@ def draw_row_norms(results, scale, datasets, _):
     """LL proposition 1 on the first seed of the rows that the question is about."""
     runs = []
     for row in QUESTION:
-        for seed, result in list(results.of(scale, datasets[0], row).items())[:1]:
+        for seed, result in islice(results.of(scale, datasets[0], row).items(), 1):
             runs.append((f"{row} ({scale}, {title(datasets[0])}, seed {seed})", result))
     return draw_norms(runs)
 
 
 def draw_history(results, scale, datasets, _):
     """Rank of h and its dead coordinates over the decay horizon: the mean over the seeds of every row."""
-    figure, axes = panels(
-        f"h during training ({scale}, mean over seeds)", len(datasets), 2, 5.2, 4, sharey=False
-    )
+    heading = f"h during training ({scale}, mean over seeds)"
+    figure, axes = panels(heading, len(datasets), 2, 5.2, 4, sharey=False)
     for line, dataset in zip(axes, datasets):
         for i, row in enumerate(METHODS):
             runs = [run for run in results.of(scale, dataset, row).values() if run.get("history")]
-            epochs = [[point["epoch"] for point in run["history"]] for run in runs]
-            if not runs or any(found != epochs[0] for found in epochs):
+            epochs = {tuple(point["epoch"] for point in run["history"]) for run in runs}
+            if len(epochs) != 1:  # none, or seeds that were not evaluated at the same time
                 continue
             style = {"marker": MARKERS[i], "linestyle": STYLES[i % 6], "markersize": 3}
-            style["linewidth"] = 2 if row in QUESTION else 0.8
+            style |= {"linewidth": 2 if row in QUESTION else 0.8, "label": f"{row} (n = {len(runs)})"}
+            x = horizons(runs[0], [0, *epochs.pop()])
             for axis, curve in zip(line, (rank_curve, dead_curve)):
-                y = np.mean([curve(run) for run in runs], 0)
-                axis.plot(horizons(runs[0], [0, *epochs[0]]), y, label=f"{row} (n = {len(runs)})", **style)
-        line[0].set(ylabel=r"rank of h: $\sigma_k$ above $10^{-3}\,\sigma_1$", title=title(dataset))
-        line[1].set(ylabel="dead coordinates of h", title=title(dataset))
+                axis.plot(x, np.mean([curve(run) for run in runs], 0), **style)
+        for axis, name in zip(line, (RANK, "dead coordinates of h")):
+            horizon = r"decay horizon H = wd $\cdot\,\Sigma$ lr / (1 - momentum)"
+            axis.set(xlabel=horizon, ylabel=name, title=title(dataset))
         line[1].legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
-        for axis in line:
-            axis.set_xlabel(r"decay horizon H = wd $\cdot\,\Sigma$ lr / (1 - momentum)")
     return figure
 
 
@@ -403,20 +384,17 @@ def draw_shut(results, scale, datasets, _):
     """What h's dead coordinates have lost by the end of training: mean ± standard deviation over seeds."""
     figure, axes = panels(f"What shuts a dimension of h? ({scale})", 1, len(datasets), 6.5, 3.8)
     for axis, dataset in zip(axes[0], datasets):
-        for i, row in enumerate(QUESTION):
-            runs = [
-                found for run in results.of(scale, dataset, row).values() if (found := attempt(shut, run))
-            ]
-            if not runs:
+        for row, hatch, shift in zip(QUESTION, ("", "///", "..."), (-0.27, 0, 0.27)):
+            found = [attempt(shut, run) for run in results.of(scale, dataset, row).values()]
+            found = [counts for counts in found if counts]
+            if not found:
                 continue
-            counts = np.array([list(run.values()) for run in runs])
-            spread = counts.std(0, ddof=1) if len(runs) > 1 else None
-            place = np.arange(counts.shape[1]) + (i - 1) * 0.27
-            style = {"hatch": ("", "///", "...")[i], "edgecolor": "white", "capsize": 2}
-            axis.bar(place, counts.mean(0), 0.25, yerr=spread, label=f"{row} (n = {len(runs)})", **style)
-            axis.set_xticks(
-                range(counts.shape[1]), [name.replace(", ", "\n") for name in runs[0]], fontsize=8
-            )
+            counts = np.array([list(some.values()) for some in found])
+            spread = counts.std(0, ddof=1) if len(counts) > 1 else None
+            place = np.arange(counts.shape[1])
+            style = {"hatch": hatch, "edgecolor": "white", "capsize": 2, "label": f"{row} (n = {len(found)})"}
+            axis.bar(place + shift, counts.mean(0), 0.25, yerr=spread, **style)
+            axis.set_xticks(place, [what.replace(", ", "\n") for what in found[0]], fontsize=8)
         axis.set_title(title(dataset))
         axis.legend(fontsize=8)
     axes[0, 0].set_ylabel("coordinates of h")
@@ -435,22 +413,20 @@ def draw_accuracy(results):
     for axis, (scale, dataset) in zip(axes[0], found):
         for i, row in enumerate(METHODS):
             runs = results.of(scale, dataset, row).values()
-            points = [(measure(run, "rank_1e-3"), run["knn200"]) for run in runs] or [(np.nan, np.nan)]
-            axis.plot(*zip(*points), MARKERS[i], fillstyle="none", color=f"C{i % 10}", label=row)
-        axis.set(
-            xlabel=r"rank of h: $\sigma_k$ above $10^{-3}\,\sigma_1$", title=f"{scale}, {title(dataset)}"
-        )
+            x = [measure(run, "rank_1e-3") for run in runs]
+            y = [run["knn200"] for run in runs]
+            axis.plot(x, y, MARKERS[i], fillstyle="none", color=f"C{i % 10}", label=row)
+        axis.set(xlabel=RANK, title=f"{scale}, {title(dataset)}")
     axes[0, 0].set_ylabel("kNN-200, %")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=7)
     return figure
 
 
-FIGURES = {  # name: function, rows of which it needs any, and what their results must hold
-    **{
-        name: (draw_rows, {row for curves in parts.values() for row, _ in curves}, ("spectra",))
-        for name, (_, parts) in SPECTRA.items()
-    },
-    "ll-2": (draw_heat_maps, {"simclr"}, ("covariance",)),
+FIGURES = {}  # name: function, rows of which it needs any, and what their results must hold
+for name, (_, parts) in SPECTRA.items():
+    FIGURES[name] = (draw_rows, {curve.split()[0] for curve in chain(*parts.values())}, ("spectra",))
+FIGURES |= {
+    "ll-2": (draw_z_and_h, {"simclr"}, ("covariance",)),
     "directclr-12": (draw_sweep, set(SWEEP[:-1]), ("dim",)),
     "row-norms": (draw_row_norms, set(QUESTION), ("row_norms",)),
     "ranks-over-time": (draw_history, set(METHODS), ("decay_horizon",)),
@@ -459,6 +435,10 @@ FIGURES = {  # name: function, rows of which it needs any, and what their result
 
 
 # ------------------------------------------------------------------------------------------- the command line
+
+NEEDED = [("config", "name"), ("config", "arguments", "seed")]
+NEEDED += product(("rankme", "spectra", "covariance"), "hz")
+NEEDED += product(["row_norms"], ("bare", "folded", "variance"))
 
 
 def read(path, args):
@@ -473,15 +453,9 @@ def read(path, args):
         data = common.load_dataset(args.dataset, args.data_dir, size)
         return path.stem, common.layer_statistics(encoder, None, data.x_test)
     result = common.read_json(path / "result.json" if path.is_dir() else path)
-    try:
-        label = f"{result['config']['name']}, seed {result['config']['arguments']['seed']}"
-        for statistic in ("rankme", "spectra", "covariance"):
-            result[statistic]["h"], result[statistic]["z"]
-        if not all(len(result["row_norms"][key]) for key in ("bare", "folded", "variance")):
-            raise KeyError
-    except (KeyError, TypeError):
-        raise common.UserError(f"{path} is not the result of a finished run") from None
-    return label, result
+    if any(attempt(get, result, *keys) in (None, []) for keys in NEEDED):
+        raise common.UserError(f"{path} is not the result of a finished run")
+    return f"{result['config']['name']}, seed {result['config']['arguments']['seed']}", result
 
 
 def distinct(runs):
@@ -523,7 +497,8 @@ def main():
     args.layer = args.layer or "h"
     if args.out.suffix not in (".png", ".pdf", ".svg"):
         raise common.UserError(f"-o {args.out} must end in .png, .pdf or .svg")
-    unfinished = [run for run in args.runs if (run / "config.json").exists() > (run / "result.json").exists()]
+    started = [run for run in args.runs if (run / "config.json").exists()]
+    unfinished = [run for run in started if not (run / "result.json").exists()]
     if unfinished:
         print("left out, not finished:", *unfinished, file=sys.stderr)
     if len(unfinished) == len(args.runs):
@@ -534,9 +509,11 @@ def main():
             raise common.UserError(f"{label} has no layer {args.layer}")
     if args.norms:
         figure = draw_norms(runs)
+    elif args.covariance:
+        line = [(label, result, args.layer) for label, result in runs]
+        figure = draw_covariances(f"Covariance of the {LAYERS[args.layer]}", [line])
     else:
-        draw = draw_covariance if args.covariance else draw_spectra
-        figure = draw(runs, args.layer)
+        figure = draw_spectra(runs, args.layer)
     lines = list(table(runs))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.out, dpi=150, bbox_inches="tight")

@@ -19,8 +19,8 @@ Only runs without changes write to figures/ and results/.
 
 import argparse
 import os
-from functools import partial, reduce
-from itertools import groupby, islice, product
+from functools import reduce
+from itertools import islice, product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,7 +39,7 @@ KS = (0.01, 0.5, 1.0, 1.5, 2.0, 4.0)
 EQUAL = 0.3  # σ of a start with equal singular values
 COLLAPSED = 0.01  # of the largest σ(C): a dimension with 1 % of the variance, which is 10 % of σ(W)
 LOSSES = ("InfoNCE", "VICReg", "EMA")
-EXPERIMENTS = ("T1", "T2", "T3", "T4", "T5", "T6", "T7", "T8")
+EXPERIMENTS = tuple(f"T{n}" for n in range(1, 9))
 TICKS = (1, 4, 8, 12, 16)
 
 PIXELS = 16  # of T8's images
@@ -83,6 +83,14 @@ def runs_of(args):
         "T8": [Run(layers=n, start=0.1 ** (1 / n), views=view) for view in views for n in depths],
     }
     return {name: runs[name] if name in args.experiments else [] for name in runs}
+
+
+def grouped(runs, *settings):
+    """{values of these settings: the runs that have them}."""
+    found = {}
+    for run in runs:
+        found.setdefault(tuple(getattr(run, setting) for setting in settings), []).append(run)
+    return found
 
 
 # -------------------------------------------------------------------------------------- model, losses, theory
@@ -190,12 +198,8 @@ def gaussian_stream(args, x):
         noise = torch.stack([torch.randn(2, args.batch, NOISY, generator=g) for g in draws], 1)
         noise[0] *= args.public_code
         chosen = x.gather(1, pick[..., None].expand(-1, -1, DIM))
-        yield partial(noisy, chosen, F.pad(noise, (DIM - NOISY, 0)))
-
-
-def noisy(x, noise, run):
-    """The views of x (seeds, B, d) with noise (2, seeds, B, d)."""
-    return x + run.k**0.5 * noise
+        noise = F.pad(noise, (DIM - NOISY, 0))
+        yield lambda run, chosen=chosen, noise=noise: chosen + run.k**0.5 * noise
 
 
 def image_stream(args):
@@ -271,11 +275,8 @@ class Group:
 def train(runs, args, stream):
     """Trains all runs and seeds on a stream of views: the steps that are kept (T), {run: weights (T, seeds,
     L, d, d)}. UserError where one diverges."""
-    kinds = {}
-    for run in dict.fromkeys(runs):
-        kinds.setdefault((run.loss, run.layers, run.relu), []).append(run)
-    groups = [Group(kind, args) for kind in kinds.values()]
     histories = {run: [] for run in runs}
+    groups = [Group(kind, args) for kind in grouped(histories, "loss", "layers", "relu").values()]
     kept = torch.linspace(0, args.steps, min(args.steps, 40) + 1).round().int().tolist()
     for step in tqdm(range(args.steps + 1), f"{len(histories)} runs x {args.seeds} seeds", disable=None):
         views = next(stream)
@@ -366,21 +367,27 @@ def rank_correlation(one, other):
     return F.cosine_similarity(*ranks, dim=-1)
 
 
-def summary(values, axis=0):
-    """What results keep of values with seeds along `axis`: the mean and, of several, the sample deviation."""
-    kept = {"mean": common.rounded(values.mean(axis))}
-    if values.shape[axis] > 1:
-        kept["std"] = common.rounded(values.std(axis))
+def summary(values):
+    """What results keep of values (seeds, …): the mean and, of several seeds, the sample deviation."""
+    kept = {"mean": common.rounded(values.mean(0))}
+    if len(values) > 1:
+        kept["std"] = common.rounded(values.std(0))
     return kept
+
+
+def average(values):
+    """What results keep of values (T, seeds, …), which are many: the mean."""
+    return {"mean": common.rounded(values.mean(1))}
 
 
 def numbers(name, trained):
     """What results hold of each run of an experiment: its settings; singular values, over time (T2, T3, T5)
     or at the end; what else a figure shows."""
     over_time = name in ("T2", "T3", "T5")
+    kept = average if over_time else summary
     rows = []
     for run in trained.runs[name]:
-        weight = trained.histories[run][slice(None) if over_time else -1]
+        weight = trained.histories[run] if over_time else trained.ends(run)[1]
         found = {f"sigma_W{i}": sigma(w) for i, w in enumerate(weight.unbind(-3), 1)}
         if name == "T8":
             found |= zip(("X_start", "end_over_start", "share_shrunk"), trained.directions(run))
@@ -393,7 +400,7 @@ def numbers(name, trained):
         if name == "T2":
             found["alignment"] = alignment(weight[[0, len(weight) // 4, -1]])
             found["gram_cosine"] = gram_cosine(weight)
-        rows.append(run._asdict() | {key: summary(values, int(over_time)) for key, values in found.items()})
+        rows.append(run._asdict() | {key: kept(values) for key, values in found.items()})
     return rows
 
 
@@ -410,25 +417,27 @@ def panels(title, rows, columns, heads, **shared):
     return figure, axes
 
 
-def look(value, values):
-    """Colour, from dark to light, and marker, to tell curves in grey, of one of the sorted values."""
-    shade = values.index(value) / max(1, len(values) - 1)
-    return {"color": colormaps["cividis"](0.85 * shade), "marker": "os^vDX"[round(5 * shade)]}
+def curves(axes, groups, rows, varied):
+    """Yields (axis, row, its look and label): a panel for each of groups {head: settings of its rows}.
+    Colours from dark to light and markers tell the values of the varied setting, in grey too."""
+    values = sorted({row[varied] for row in rows})
+    name = "k" if varied == "k" else "L"
+    for axis, settings in zip(axes.flat, groups.values()):
+        for row in (row for row in rows if settings.items() <= row.items()):
+            shade = values.index(row[varied]) / max(1, len(values) - 1)
+            look = {"color": colormaps["cividis"](0.85 * shade), "marker": "os^vDX"[round(5 * shade)]}
+            yield axis, row, look | {"markersize": 4, "label": f"{name} = {row[varied]:g}"}
 
 
 def spectra(title, rows, key, varied, groups):
-    """σ_j over j: a panel for each of groups {head: settings of its rows}, a curve for each of these rows."""
+    """σ_j over j: a panel for each of groups, a curve for each of its rows."""
     figure, axes = panels(title, 1, len(groups), groups, sharey=True)
-    values = sorted({row[varied] for row in rows})
     floor = -8 if key == "sigma_C" else -4
-    for axis, settings in zip(axes[0], groups.values()):
-        for row in (row for row in rows if settings.items() <= row.items()):
-            line = {"label": f"{'k' if varied == 'k' else 'L'} = {row[varied]:g}"}
-            if row["werank"]:
-                line = {"linestyle": ":", "fillstyle": "none"}
-            curve = np.maximum(row[key]["mean"], 10.0**floor)
-            line |= look(row[varied], values)
-            axis.plot(range(1, DIM + 1), curve, linewidth=1.2, markersize=4, **line)
+    for axis, row, line in curves(axes, groups, rows, varied):
+        if row["werank"]:
+            line |= {"linestyle": ":", "fillstyle": "none", "label": None}
+        axis.plot(range(1, DIM + 1), np.maximum(row[key]["mean"], 10.0**floor), linewidth=1.2, **line)
+    for axis in axes[0]:
         axis.set(xlabel="index j of the singular value", xticks=TICKS, yscale="log")
     axes[0, 0].set_ylabel(rf"$\sigma_j({key[6]})$, drawn at $10^{{{floor}}}$ if below")
     axes[0, -1].legend(fontsize=8)
@@ -466,18 +475,15 @@ def heat_maps(title, steps, row):
 def shrinking(title, rows):
     """T8: how directions grow or shrink, against their eigenvalue of X at the start; a panel for each
     view."""
-    kinds = list(product(AUGMENTED, STRENGTHS))
-    heads = [f"{strength}, {sides} augmented" for sides, strength in kinds]
-    figure, axes = panels(title, 2, 3, heads, sharex=True, sharey=True)
-    depths = sorted({row["layers"] for row in rows})
-    for axis, views in zip(axes.flat, kinds):
-        axis.axhline(1, color="0.6", linewidth=0.8)
-        axis.axvline(0, color="0.6", linewidth=0.8)
-        for row in (row for row in rows if row["views"] == views):
-            line = {"linestyle": "", "markersize": 4, "label": f"L = {row['layers']}"}
-            line |= look(row["layers"], depths)
-            axis.plot(row["X_start"]["mean"], row["end_over_start"]["mean"], **line)
-        axis.set(yscale="log")
+    views = product(AUGMENTED, STRENGTHS)
+    groups = {f"{strength}, {sides} augmented": {"views": (sides, strength)} for sides, strength in views}
+    figure, axes = panels(title, 2, 3, groups, sharex=True, sharey=True)
+    for axis, row, line in curves(axes, groups, rows, "layers"):
+        axis.plot(row["X_start"]["mean"], row["end_over_start"]["mean"], linestyle="", **line)
+    for axis in axes.flat:
+        axis.axhline(1, color="0.6", linewidth=0.8, zorder=1)
+        axis.axvline(0, color="0.6", linewidth=0.8, zorder=1)
+        axis.set_yscale("log")
     axes[0, 0].legend(fontsize=8)
     figure.supxlabel("eigenvalue of X / B at the start, of its vector v", fontsize=10)
     figure.supylabel("|Wv|, end / start", fontsize=10)
@@ -585,8 +591,7 @@ def depth_collapses(trained):
     the largest for L = 1; training lowers their number, at no L by less than at L - 1, at the last L by some.
     Not judged before every run has left the plateau of small weights, σ₁(C) above 1: deep ones need more
     steps."""
-    for (relu, start), runs in groupby(trained.runs["T4"], lambda run: (run.relu, run.start)):
-        runs = list(runs)
+    for (relu, start), runs in grouped(trained.runs["T4"], "relu", "start").items():
         before, after = torch.stack([trained.ranks(run) for run in runs], 1)
         lost = (before - after).mean(1)
         ok = (after[0] == DIM).all() & (lost.diff() >= 0).all() & (lost[-1] > 0 or len(lost) == 1)
@@ -602,8 +607,8 @@ def werank_helps(trained):
     remark of appendix 4.2, not judged. With WERank all σ(C) are above 1 % of the largest, without it not at
     the last L. The gain, by how much WERank brings augmented σ nearer to 1, is at the smallest k more than
     0.1 above that at the largest; for VICReg, where figure 3 finds hardly any, below 0.1."""
-    for loss, runs in groupby(trained.runs["T6"], lambda run: run.loss):
-        plain, kept = (list(some) for _, some in groupby(runs, lambda run: run.werank))
+    for (loss,), runs in grouped(trained.runs["T6"], "loss").items():
+        plain, kept = grouped(runs, "werank").values()
         name = f"{loss}, L = 1 … {len(kept)}"
         errors = [(sigma(trained.ends(run)[1]) - 1).abs().amax((1, 2)) for run in kept]
         yield torch.stack(errors) < 0.2, f"{name}: largest |σ(W) - 1| with WERank {text(*errors)}"
@@ -611,7 +616,7 @@ def werank_helps(trained):
         ok = (rank == DIM) & (without[-1] < DIM) if len(kept) > 1 else None
         yield ok, f"{name}: rank of C with WERank {text(*rank)}, without {text(*without)}"
     ks = [min(trained.args.k), max(trained.args.k)]
-    for loss, runs in groupby(trained.runs["T7"], lambda run: run.loss):
+    for (loss,), runs in grouped(trained.runs["T7"], "loss").items():
         found = {(run.werank, run.k): block(trained.ends(run)[1]) for run in runs}
         plain, kept = (torch.stack([found[werank, k] for k in ks]) for werank in (False, True))
         gain = ((plain - 1).abs() - (kept - 1).abs()).mean(2)
@@ -624,8 +629,7 @@ def werank_helps(trained):
 def directions_shrink(trained):
     """Of the directions with an eigenvalue of X / B beyond ±0.1 at the start more than 90 % shrink or grow by
     its sign. Where it is negative, |Wv| ends below 10 % of that of the direction that grew most."""
-    for (sides, strength), runs in groupby(trained.runs["T8"], lambda run: run.views):
-        runs = list(runs)
+    for ((sides, strength),), runs in grouped(trained.runs["T8"], "views").items():
         values, ratios, inside = (torch.stack(found) for found in zip(*map(trained.directions, runs)))
         name = f"{strength}, {sides} augmented, L = 1 … {len(runs)}"
         clear = values.abs() > 0.1
@@ -712,23 +716,23 @@ def parse():
     """The arguments, defaults filled in. UserError for what makes no sense together."""
     args = arguments().parse_args()
     given = set(args.experiments)
+    chosen = {name for name, value in vars(args).items() if value}
     images = "T8" in given
-    plain = arguments().parse_args(["T8"] if images else [])
-    plain.data_dir = args.data_dir
-    others = args.k or args.full_batch or args.public_code
+    gaussian = {"k", "full_batch", "public_code"}
     refused = [
         (given - {*EXPERIMENTS}, f"no {' '.join(args.experiments)}: choose from {', '.join(EXPERIMENTS)}"),
         (args.full_batch and args.batch, "--full-batch takes all 1,000 points: leave --batch out"),
         (args.layers and given and not given & {"T4", "T6", "T8"}, "--layers is the depth of T4, T6 and T8"),
         (images and len(given) > 1, "T8 runs alone: its data are images"),
-        (images and others, "T8 takes no --k, --full-batch or --public-code"),
-        (not images and (args.dataset or args.data_dir), "--dataset and --data-dir are T8's"),
+        (images and chosen & gaussian, "T8 takes no --k, --full-batch or --public-code"),
+        (not images and chosen & {"dataset", "data_dir"}, "--dataset and --data-dir are T8's"),
     ]
     for wrong, message in refused:
         if wrong:
             raise common.UserError(message)
     folder = args.out or Path("runs/toy-quick" if args.quick else "runs/toy")
-    args.out = (Path("figures"), Path("results")) if args == plain else (folder, folder)
+    unchanged = given <= {"T8"} and chosen <= {"experiments", "data_dir"}
+    args.out = (Path("figures"), Path("results")) if unchanged else (folder, folder)
     for folder in args.out:
         there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         if not there.is_dir() or not os.access(there, os.W_OK):
