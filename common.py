@@ -625,6 +625,65 @@ def encoder_end(encoder):
     return (block.conv3, block.bn3) if hasattr(block, "conv3") else (block.conv2, block.bn2)
 
 
+CHECKPOINT_KEYS = ("backbone", "model", "state_dict")
+CHECKPOINT_PREFIXES = ("", "module.", "backbone.", "module.backbone.", "encoder.", "module.encoder.")
+
+
+def load_encoder(path):
+    """(encoder on the CPU, {arch, stem, width, image_size} of it) of a checkpoint file.
+
+    The file holds the state dict of a torchvision-named ResNet-18, -34 or -50 of either stem and any width,
+    or of an MLP, itself or under the keys and prefixes that are in use. image_size: None of a ResNet, which
+    takes any. UserError if it holds neither, or not all of one, or weights that are not finite.
+    """
+    weights = _checkpoint_weights(path)
+    found = _architecture(path, weights)
+    try:
+        encoder = make_encoder(argparse.Namespace(**found))
+        outcome = encoder.load_state_dict(weights, strict=False)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"{path} does not fit: {str(error).splitlines()[-1].strip()}") from None
+    other = [key for key in outcome.missing_keys if not key.endswith("num_batches_tracked")]
+    other += [key for key in outcome.unexpected_keys if key.startswith("layer")]
+    if other:
+        raise UserError(f"{path} is not torchvision's {found['arch']}: only one of them has {other[0]}")
+    if not all(value.isfinite().all() for value in encoder.state_dict().values()):
+        raise UserError(f"{path} holds weights that are not finite")
+    return encoder, found
+
+
+def _checkpoint_weights(path):
+    """{name: tensor} of the network in a file, without the prefixes in use."""
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # official checkpoints carry arguments
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # anything may be in a file
+        what = f"{type(error).__name__}; of a whole model save model.state_dict()"
+        raise UserError(f"{path} is not a checkpoint of tensors ({what})") from None
+    for _ in range(3):  # keys may be nested
+        state = state if isinstance(state, dict) else {}
+        state = next((state[key] for key in CHECKPOINT_KEYS if isinstance(state.get(key), dict)), state)
+    state = {key: value for key, value in state.items() if isinstance(key, str) and torch.is_tensor(value)}
+    for prefix in CHECKPOINT_PREFIXES:
+        if {f"{prefix}conv1.weight", f"{prefix}layer1.weight"} & set(state):
+            return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    raise UserError(f"{path} is no torchvision ResNet: no conv1.weight under a known name")
+
+
+def _architecture(path, weights):
+    """What `make_encoder` needs for weights of these names and shapes."""
+    first = weights.get("layer1.weight", weights.get("conv1.weight"))
+    if first.ndim != (2 if "layer1.weight" in weights else 4):
+        raise UserError(f"{path} does not fit: its first weight is {tuple(first.shape)}")
+    if "layer1.weight" in weights:
+        size = math.isqrt(first.shape[1] // 3)
+        return {"arch": "mlp", "stem": "cifar", "width": len(first) // 4, "image_size": size}
+    arch = "resnet34" if "layer3.5.conv1.weight" in weights else "resnet18"
+    arch = "resnet50" if "layer1.0.conv3.weight" in weights else arch
+    stem = "cifar" if first.shape[2] == 3 else "imagenet"
+    return {"arch": arch, "stem": stem, "width": len(first), "image_size": None}
+
+
 # ------------------------------------------------------------------------------------------------- projectors
 
 

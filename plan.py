@@ -9,7 +9,8 @@
 
 All rows of the first seed run first. A run trains in runs/<scale>/<dataset>/<row>/seed<k>, with a log beside
 it, and its result.json is copied to results/<scale>/<dataset>/<row>/seed<k>.json. A result that is of its row
-(rows.mismatch) is skipped; one of an older recipe is trained again.
+(rows.mismatch) is skipped; one of an older recipe is trained again. Rows of finetune-table start from other
+rows' encoder.pt, which are trained first; their results are in results-finetune/.
 
 By the pace of earlier runs, a run starts only if it will end within the budget. One without a pace starts and
 is stopped (SIGTERM) at the end, to be continued by the next call. Ctrl-C stops all runs; they save.
@@ -40,25 +41,39 @@ import rows
 
 
 class Run(NamedTuple):
-    """A run of the plan: trained in `folder`, its result kept as `result`."""
+    """A run of the plan: trained in `folder`, its result kept as `result`.
+
+    encoder: whether other runs of the plan start from its encoder.pt, which is then needed too.
+    """
 
     scale: str
     dataset: str
     row: str
     seed: int
+    encoder: bool = False
 
     def __str__(self):
         return f"{self.scale}/{self.dataset}/{self.row}/seed{self.seed}"
 
     folder = property(lambda self: Path("runs", str(self)))
-    result = property(lambda self: Path("results", f"{self}.json"))
+    result = property(lambda self: Path("results-finetune" if self.base else "results", f"{self}.json"))
+    weights = property(lambda self: self.folder / "encoder.pt")
+
+    @property
+    def base(self):
+        """The run from whose encoder.pt this one starts, or None."""
+        row = rows.ROW[self.row].pretrained
+        return self._replace(row=row, encoder=True) if row else None
 
 
 def runs_of(tables, scale, seeds, datasets):
     """The runs of tables in the order of training: by seed, data set, row. Rows of the same run have one."""
-    wanted = {row.name for table in tables for row in rows.of(table)}
-    names = dict.fromkeys(rows.run_of(row.name) for row in rows.ROWS if row.name in wanted)
-    return [Run(scale, dataset, name, seed) for seed in seeds for dataset in datasets for name in names]
+    lines = [row for table in tables for row in rows.of(table)]
+    bases = {row.pretrained for row in lines}
+    wanted = {row.name for row in lines} | bases
+    names = dict.fromkeys(rows.run_of(name) for name in rows.ROW if name in wanted)
+    places = [(scale, dataset, name, seed) for seed in seeds for dataset in datasets for name in names]
+    return [Run(*place, encoder=place[2] in bases) for place in places]
 
 
 # ------------------------------------------------------------------------------------------- what is there
@@ -79,7 +94,7 @@ def fault(run, config):
 
 def state(run):
     """Of a run's result: None if there is none, "" if it is the run's, else what is wrong with it."""
-    if not run.result.exists():
+    if not run.result.exists() or run.encoder and (outdated(run) or not run.weights.exists()):
         return None
     content = read(run.result)
     why = fault(run, content.get("config"))
@@ -113,7 +128,7 @@ def in_use(folder):
 # --------------------------------------------------------------------------------------- how long runs take
 
 START = 15  # seconds before the first epoch of a run, which nothing records
-ALIKE = ("arch", "width", "stem", "image_size", "batch_size", "train_size")  # in runs of one pace
+ALIKE = ("arch", "width", "stem", "image_size", "batch_size", "train_size", "labels")  # in runs of one pace
 
 
 def epoch_ends(folder):
@@ -127,7 +142,7 @@ def epoch_ends(folder):
 
 def kind(script, arguments):
     """What runs of one pace share, beside the device."""
-    return script, *(arguments[key] for key in ALIKE)
+    return script, *(arguments.get(key) for key in ALIKE)
 
 
 def paces():
@@ -207,6 +222,7 @@ class Trainer:
         self.environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         if jobs > 1:
             self.environment.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // jobs)))
+        self.each = {}  # run: future of its exit code
         self.processes = []
         self.ended = False  # nothing starts any more
         self.signal = 0
@@ -223,15 +239,18 @@ class Trainer:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.end)
         with ThreadPoolExecutor(self.jobs) as pool:
-            each = [pool.submit(self.train, run) for run in runs]
+            for run in runs:  # in this order: what a run starts from has begun before it
+                self.each[run] = pool.submit(self.train, run)
             limited = self.deadline < float("inf")
-            wait(each, max(0.1, self.deadline - 3 - time.time()) if limited else None)
+            wait(self.each.values(), max(0.1, self.deadline - 3 - time.time()) if limited else None)
             self.end()
-        codes = [128 + self.signal] if self.signal else [one.result() for one in each]
+        codes = [128 + self.signal] if self.signal else [one.result() for one in self.each.values()]
         return next(filter(None, codes), 0)
 
     def train(self, run):
         """Trains a run, unless it is done or the budget says no, and keeps its result. Its exit code."""
+        if run.base and (self.each[run.base].result() or state(run.base) != ""):
+            return 0  # the end of that run has said why
         needed = seconds_left(run, paces())
         if needed == 0 or time.time() + max(5, needed or 0) > self.deadline:
             return 0  # the line at the end says what is next
@@ -244,9 +263,14 @@ class Trainer:
         old = outdated(run)
         if state(run) or old:
             print(f"{state(run) or f'{run.folder} is of an older recipe ({old})'}: trained again", flush=True)
-        command = [*self.python, *rows.command(run.row, run.scale, run.dataset, self.data)]
+        command = [
+            *(self.python[:1] if run.base else self.python),
+            *rows.command(run.row, run.scale, run.dataset, self.data),
+        ]
         command += ["--seed", str(run.seed), "--out", str(run.folder)]
-        command += ["--overwrite" if old else "--resume"]
+        lost = run.encoder and (run.folder / "result.json").exists() and not run.weights.exists()
+        command += ["--overwrite" if old or lost else "--resume"]
+        command += [str(run.base.weights)] if run.base else []
         line = " ".join(command)
         print(f"{run}: {line}", flush=True)
         log = run.folder.with_suffix(".log")
@@ -278,7 +302,9 @@ class Trainer:
 
 
 def keep(run):
-    """Copies a run's result.json to where it belongs."""
+    """Copies a run's result.json to where it belongs, unless it was trained for its encoder only."""
+    if run.encoder and state(run._replace(encoder=False)) == "":
+        return
     run.result.parent.mkdir(parents=True, exist_ok=True)
     temporary = run.result.with_suffix(f".{os.getpid()}.tmp")
     shutil.copyfile(run.folder / "result.json", temporary)
@@ -322,7 +348,8 @@ def main():
     parser = Parser(description=__doc__, allow_abbrev=False, formatter_class=raw)
     add = parser.add_argument
     add("action", choices=("list", "run"))
-    add("tables", nargs="+", choices=rows.TABLES, metavar="table", help=", ".join(rows.TABLES))
+    tables = (*rows.TABLES, rows.FT)
+    add("tables", nargs="+", choices=tables, metavar="table", help=", ".join(tables))
     add("--scale", choices=rows.SCALES, default="paper", help="size and length of runs (paper)")
     add("--seeds", type=seeds, default="0 1 2", help="(0 1 2)")
     add("--datasets", type=datasets, default="cifar10 cifar100", help="(cifar10 cifar100)")

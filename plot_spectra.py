@@ -11,7 +11,6 @@ or under the keys and prefixes that are in use. report.py draws the papers' figu
 """
 
 import argparse
-import math
 import sys
 from itertools import chain, islice, pairwise, product
 from pathlib import Path
@@ -23,8 +22,6 @@ from matplotlib.figure import Figure
 
 import rows
 
-KEYS = ("backbone", "model", "state_dict")
-PREFIXES = ("", "module.", "backbone.", "module.backbone.", "encoder.", "module.encoder.")
 STYLES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3))]
 MARKERS = "os^vD<>pPX*hd8H1234+x"
 LAYERS = {
@@ -141,56 +138,6 @@ def number(value, digits=1, sign=False):
 def title(dataset):
     """A data set's name as it is written."""
     return rows.DATASETS[dataset].title if dataset in rows.DATASETS else dataset
-
-
-# ------------------------------------------------------------------------------------------------ checkpoints
-
-
-def tensors(path):
-    """{name: tensor} of the network that a checkpoint file holds, without the prefixes in use."""
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # official checkpoints carry arguments
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # anything may be in a file
-        what = f"{type(error).__name__}; of a whole model save model.state_dict()"
-        raise common.UserError(f"{path} is not a checkpoint of tensors ({what})") from None
-    for _ in range(3):  # keys may be nested
-        state = state if isinstance(state, dict) else {}
-        state = next((state[key] for key in KEYS if isinstance(state.get(key), dict)), state)
-    state = {key: value for key, value in state.items() if isinstance(key, str) and torch.is_tensor(value)}
-    for prefix in PREFIXES:
-        if {f"{prefix}conv1.weight", f"{prefix}layer1.weight"} & set(state):
-            return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    raise common.UserError(f"{path} is no torchvision ResNet: no conv1.weight under a known name")
-
-
-def load_encoder(path):
-    """The encoder that a checkpoint file holds, on the CPU; UserError if it is neither ResNet nor MLP."""
-    weights = tensors(path)
-    try:
-        arch, encoder = _like(weights)
-        outcome = encoder.load_state_dict(weights, strict=False)
-    except (RuntimeError, ValueError) as error:
-        raise common.UserError(f"{path} does not fit: {str(error).splitlines()[-1].strip()}") from None
-    other = [key for key in outcome.missing_keys if not key.endswith("num_batches_tracked")]
-    other += [key for key in outcome.unexpected_keys if key.startswith("layer")]
-    if other:
-        raise common.UserError(f"{path} is not torchvision's {arch}: only one of them has {other[0]}")
-    if not all(value.isfinite().all() for value in encoder.state_dict().values()):
-        raise common.UserError(f"{path} holds weights that are not finite")
-    return encoder
-
-
-def _like(weights):
-    """(--arch, encoder) that weights of these names and shapes should fit."""
-    if "layer1.weight" in weights:
-        dim, inputs = weights["layer1.weight"].shape
-        return "mlp", common.MLP(math.isqrt(inputs // 3), dim)
-    arch = "resnet34" if "layer3.5.conv1.weight" in weights else "resnet18"
-    if "layer1.0.conv3.weight" in weights:
-        arch = "resnet50"
-    width, _, kernel, _ = weights["conv1.weight"].shape
-    return arch, common.resnet(arch, "cifar" if kernel == 3 else "imagenet", width)
 
 
 # --------------------------------------------------------------------------------------- figures of some runs
@@ -446,11 +393,8 @@ def read(path, args):
     if path.is_file() and path.suffix != ".json":
         if not args.dataset:
             raise common.UserError(f"{path} is a checkpoint: --dataset must name images for its spectrum")
-        encoder = load_encoder(path)
-        size = args.image_size
-        if isinstance(encoder, common.MLP):
-            size = math.isqrt(encoder.layer1.in_features // 3)
-        data = common.load_dataset(args.dataset, args.data_dir, size)
+        encoder, found = common.load_encoder(path)
+        data = common.load_dataset(args.dataset, args.data_dir, found["image_size"] or args.image_size)
         return path.stem, common.layer_statistics(encoder, None, data.x_test)
     result = common.read_json(path / "result.json" if path.is_dir() else path)
     if any(attempt(get, result, *keys) in (None, []) for keys in NEEDED):

@@ -19,6 +19,7 @@ class Row(NamedTuple):
 
     tables: targets, separated by spaces. command: script and flags. paper: {(data set, metric): printed
     number}. recipe: a key of RECIPES. same_as: the row whose run this row's is, if it has none of its own.
+    pretrained: the row from whose encoder.pt, of the same scale, data set and seed, it starts.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Row(NamedTuple):
     paper: dict = NO_NUMBERS
     recipe: str = "ll"
     same_as: str = ""
+    pretrained: str = ""
 
 
 class Scale(NamedTuple):
@@ -88,6 +90,7 @@ IMAGENET += " --blur-p 1.0 0.1 --solarize-p 0 0.2"
 RECIPES = {
     "ll": {"imagenet100": IMAGENET100, "imagenet": f"{IMAGENET} --temperature 0.1 --cross-view", "": ""},
     "barlow": {"imagenet100": IMAGENET100, "imagenet": IMAGENET, "": ""},
+    "finetune": {"": ""},
     "sparsehead": {
         "cifar10": f"{ADAM} --lr 3e-3 --epochs 1000",
         "cifar100": f"{ADAM} --lr 3e-3 --epochs 1000",
@@ -207,12 +210,39 @@ ROWS += [
     Row("simclr-lastlayer-encoder", "weights", "SimCLR + encoder's last layer", f"{REG} --reg-on encoder"),
     Row("simclr-bn", "weights", "SimCLR, projector with BatchNorm at its end", "simclr.py --projector-bn"),
 ]
-ROW = {row.name: row for row in ROWS}
+
+
+def semi(top1, top5):
+    """SparseHead's numbers of a row of table 2."""
+    return {("imagenet", "top1"): top1, ("imagenet", "top5"): top5}
+
+
+# SparseHead table 2: fine-tuning on labels, which is no training of two views, so these are no part of ROWS
+FT = "finetune-table"
+FT1 = "finetune.py --labels 0.01"
+FT10 = "finetune.py --labels 0.1"
+FINETUNE_ROWS = [
+    Row("ft1-scratch", FT, "1 % of the labels, from scratch", f"{FT1} --scratch", pretrained="sh-simclr"),
+    Row("ft1-simclr", FT, "SimCLR", FT1, semi(48.3, 75.5), pretrained="sh-simclr"),
+    Row("ft1-simclr-sparsehead", FT, SH, FT1, semi(50.1, 76.4), pretrained="sh-simclr-sparsehead"),
+    Row("ft1-byol", FT, "BYOL", FT1, semi(53.2, 78.4), pretrained="sh-byol"),
+    Row("ft1-byol-sparsehead", FT, SH, FT1, semi(54.3, 78.5), pretrained="sh-byol-sparsehead"),
+    Row("ft1-barlow", FT, "Barlow Twins", FT1, semi(54.9, 79.4), pretrained="sh-barlow"),
+    Row("ft1-barlow-sparsehead", FT, SH, FT1, semi(56.2, 79.5), pretrained="sh-barlow-sparsehead"),
+    Row("ft10-scratch", FT, "10 % of the labels, from scratch", f"{FT10} --scratch", pretrained="sh-simclr"),
+    Row("ft10-simclr", FT, "SimCLR", FT10, pretrained="sh-simclr"),  # the text that we have lacks its numbers
+    Row("ft10-simclr-sparsehead", FT, SH, FT10, semi(67.5, 88.7), pretrained="sh-simclr-sparsehead"),
+    Row("ft10-byol", FT, "BYOL", FT10, semi(68.8, 89.1), pretrained="sh-byol"),
+    Row("ft10-byol-sparsehead", FT, SH, FT10, semi(69.4, 89.5), pretrained="sh-byol-sparsehead"),
+    Row("ft10-barlow", FT, "Barlow Twins", FT10, semi(69.6, 89.1), pretrained="sh-barlow"),
+    Row("ft10-barlow-sparsehead", FT, SH, FT10, semi(70.6, 89.6), pretrained="sh-barlow-sparsehead"),
+]
+ROW = {row.name: row for row in [*ROWS, *(row._replace(recipe="finetune") for row in FINETUNE_ROWS)]}
 
 
 def of(table):
     """The rows of a table, in its order."""
-    return [row for row in ROWS if table in row.tables.split()]
+    return [row for row in ROW.values() if table in row.tables.split()]
 
 
 def run_of(name):
@@ -221,20 +251,23 @@ def run_of(name):
 
 
 def command(name, scale, dataset, data_dir="data"):
-    """What trains a row, as words: the script and its flags, but for --seed and --out."""
+    """What trains a row, as words: the script and its flags, but for --seed, --out and the encoder.pt that it
+    starts from, which has the scale's size."""
     recipe = RECIPES[ROW[name].recipe]
     words = f"{ROW[name].command} {recipe.get(dataset, recipe[''])}".split()
     if dataset in DATASETS and DATASETS[dataset].folder:
         words += ["--dataset", str(Path(data_dir, dataset)), "--image-size", str(DATASETS[dataset].pixels)]
     else:
         words += ["--dataset", dataset]
-    return [*words, "--data-dir", str(data_dir), *SCALES[scale].flags.split()]
+    size = "" if ROW[name].pretrained else SCALES[scale].flags
+    return [*words, "--data-dir", str(data_dir), *size.split()]
 
 
 # ------------------------------------------------------------------------------------ is a result its row's?
 
 # How and where a run is computed, not what.
 FREE = {"device", "compile", "precision", "eval_every", "seed", "out", "data_dir", "resume", "overwrite"}
+FREE |= {"checkpoint", "pretraining"}
 
 
 @functools.cache
@@ -245,6 +278,9 @@ def arguments(name, scale, dataset, pixels=None):
     """
     script, *words = command(name, scale, dataset)
     given = vars(_parser(script).parse_args(words))
+    if ROW[name].pretrained:
+        encoder = arguments(ROW[name].pretrained, scale, dataset, pixels)
+        given |= {key: encoder[key] for key in ("arch", "stem", "width", "image_size")}
     return _resolved(script, given, pixels or DATASETS[dataset].pixels)
 
 
@@ -267,6 +303,9 @@ def mismatch(config, name, scale, dataset):
             pixels = (known and known.pixels) or recorded["image_size"]
             expected = arguments(name, scale, dataset, pixels)
             found = _resolved(script, vars(_parser(script).parse_args([])) | recorded, pixels)
+            pretrained = ROW[name].pretrained
+            if pretrained and (why := mismatch(recorded["pretraining"], pretrained, scale, dataset)):
+                return f"its encoder is not {pretrained}'s: {why}"
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         return f"its configuration can't be read ({error!r})"
     other = [key for key in {**expected, **found} if found.get(key) != expected.get(key)]

@@ -78,6 +78,23 @@ def test_runs_come_seed_by_seed_in_the_order_of_rows_and_those_of_aliases_once()
     assert every == [row.name for row in rows.ROWS if not row.same_as]
 
 
+def test_a_row_that_starts_from_an_encoder_comes_behind_it_and_is_of_no_other(folder):
+    runs = plan.runs_of(["finetune-table"], "mini", [0], ["cifar10"])
+    bases = [run for run in runs if run.encoder]
+    assert len(runs) == 20 and runs[:6] == bases and {run.base for run in runs} == {None, *bases}
+    run = run_of("ft1-byol")
+    pretraining = config_of("sh-byol")
+    arguments = rows.arguments("ft1-byol", "mini", "cifar10") | {"pretraining": pretraining}
+    assert arguments.items() >= {"labels": 0.01, "width": 8, "epochs": 20, "lr_encoder": 0.002}.items()
+    config = {"script": "finetune.py", "arguments": arguments}
+    assert plan.fault(run, config) == "" and "labels" in plan.fault(run._replace(row="ft10-byol"), config)
+    assert "encoder" in plan.fault(run._replace(row="ft1-barlow"), config)
+    write(run.base.result, {"config": pretraining})
+    assert plan.state(run.base._replace(encoder=False)) == "" and plan.state(run.base) is None
+    write(run.base.weights, "")
+    assert plan.state(run.base) == ""
+
+
 @pytest.mark.parametrize("targets", [["all"], [*rows.TABLES]], ids=["all", "tables"])
 def test_make_hands_all_tables_to_plans_of_one_deadline_and_then_reports(folder, targets):
     variables = ("SCALE=short", "SEEDS=0 1", "DATASETS=stl10", "BUDGET=9m", "JOBS=2", "DATA=d")

@@ -231,7 +231,7 @@ def test_the_checkpoint_of_an_mlp_is_read(tmp_path):
     encoder = common.MLP(8, 12)
     torch.save({f"module.{key}": value for key, value in encoder.state_dict().items()}, tmp_path / "mlp.pth")
     x = torch.randn(5, 3, 8, 8)
-    assert torch.equal(plot.load_encoder(tmp_path / "mlp.pth")(x), encoder(x))
+    assert torch.equal(common.load_encoder(tmp_path / "mlp.pth")[0](x), encoder(x))
 
 
 def test_the_horizon_over_time_is_the_sum_over_steps():

@@ -20,7 +20,8 @@ KINDS = ("linear", "orthogonal", "diagonal", "lowrank", "lowrank-diagonal")
 
 def test_tables_have_the_papers_rows_with_ll_or_sparseheads_recipe():
     assert {table: len(rows.of(table)) for table in COUNTS} == COUNTS
-    for name, row in rows.ROW.items():
+    for row in rows.ROWS:
+        name = row.name
         found = rows.arguments(name, "paper", "cifar100")
         recipe, temperature = (SH, 0.5) if row.tables == "sparsehead-table" else (LL, 0.2)
         assert found.items() >= recipe.items() and found.get("temperature", temperature) == temperature

@@ -11,7 +11,6 @@ import torch
 import torchvision
 from conftest import ROOT, TINY_RUN, read, run_process
 
-import plot_spectra
 import simclr
 
 KILL = "os.kill(os.getpid(), signal.SIGKILL)"
@@ -356,7 +355,7 @@ def test_unfinished_runs_are_left_out_of_a_figure(whole, script, tmp_path):
 
 
 def test_a_checkpoints_spectrum_is_that_of_its_encoder(whole, tiny):
-    encoder = plot_spectra.load_encoder(whole / "encoder.pt")
+    encoder, _ = common.load_encoder(whole / "encoder.pt")
     spectra = common.layer_statistics(encoder, None, common.load_dataset(tiny).x_test)["spectra"]
     for layer in ("h", "penultimate", "layer3"):
         np.testing.assert_allclose(spectra[layer], read(whole)["spectra"][layer], rtol=1e-3, atol=1e-9)

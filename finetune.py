@@ -1,0 +1,236 @@
+"""Fine-tunes a pretrained encoder with a linear layer on few labels, or trains the layer alone (--freeze).
+
+Reproduces SparseHead table 2, top-1 and top-5 with 1 % and 10 % of the labels, by the protocol of Barlow
+Twins' public evaluate.py and README, but for the cosine, which falls every step. The encoder is a run's
+encoder.pt or any torchvision-named ResNet-18, -34 or -50. RUN is a run's folder.
+
+    python finetune.py RUN/encoder.pt                           1 % of the labels
+    python finetune.py RUN/encoder.pt --scratch                 the baseline: its weights drawn anew
+    python finetune.py RUN/encoder.pt --freeze                  a linear layer, all labels, 100 epochs
+    python finetune.py resnet50.pth --labels 0.1 --dataset imagenet100 --image-size 224
+    python finetune.py --table mini                             SparseHead table 2 as make measured it
+"""
+
+import argparse
+import json
+import math
+import os
+import statistics
+import time
+from pathlib import Path
+
+import common
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm import tqdm
+
+# Barlow Twins' evaluate.py: the README's command for few labels, and the defaults, which are for all of them
+FEW = {"labels": 0.01, "epochs": 20, "lr": 0.5, "lr_encoder": 0.002, "weight_decay": 0.0}
+FROZEN = {"labels": 1.0, "epochs": 100, "lr": 0.3, "weight_decay": 1e-6}
+
+
+def choose(y, share, seed):
+    """Indices of a share of the labelled images, those of labels y (N,) >= 0, drawn by the seed.
+
+    Classes have numbers that differ by 1 at most, but for classes with fewer images; share 1 is all of them.
+    A smaller share of the same seed is a part of a larger one, up to that 1. UserError if a class gets none.
+    """
+    y = y.cpu()
+    shuffled = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
+    shuffled = shuffled[y[shuffled] >= 0]
+    if share == 1:
+        return shuffled
+    classes = y[shuffled].unique()
+    size = round(share * len(shuffled))
+    if size < len(classes):
+        raise common.UserError(f"--labels {share:g} takes {size} images of {len(classes)} classes")
+    counts = [size // len(classes) + (i < size % len(classes)) for i in range(len(classes))]
+    return torch.cat([shuffled[y[shuffled] == label][:count] for label, count in zip(classes, counts)])
+
+
+def optimizer(args, encoder, classifier):
+    """SGD with momentum 0.9 whose groups have peak rates of their own, the classifier's first."""
+    encoder.requires_grad_(not args.freeze)
+    groups = [{"params": classifier.parameters(), "peak": args.lr}]
+    if not args.freeze:
+        groups.append({"params": encoder.parameters(), "peak": args.lr_encoder})
+    return torch.optim.SGD(groups, momentum=0.9, weight_decay=args.weight_decay)
+
+
+def train_epoch(args, data, chosen, encoder, classifier, opt, views, epoch):
+    """A pass over the chosen training images, in batches of equal size but for 1; the mean cross-entropy.
+
+    chosen: their indices. views: the generator of crops and flips. BatchNorms of a frozen encoder stay as they
+    are, others train.
+    """
+    n = len(chosen)
+    batches = math.ceil(n / args.batch_size)
+    augment = common.Augment(args.image_size, jitter_p=0, grey_p=0)
+    encoder.train(not args.freeze)
+    total = 0
+    order = chosen[common.epoch_order(args.seed, epoch, n, args.device)]
+    for i, batch in enumerate(order.tensor_split(batches)):
+        for group in opt.param_groups:
+            group["lr"] = common.cosine(group["peak"], epoch * batches + i, args.epochs * batches)
+        images = data.x_train[batch.to(data.x_train.device)].to(args.device)
+        x = augment(images, views).contiguous(memory_format=common.memory_format(encoder))
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=args.precision == "bf16"):
+            loss = F.cross_entropy(classifier(encoder(x)), data.y_train[batch])
+        loss.backward()
+        opt.step()
+        opt.zero_grad()
+        total += loss.detach() * len(batch)
+    return total.item() / n
+
+
+def accuracies(encoder, classifier, data):
+    """(top-1, top-5) percent of the test images, not augmented."""
+    logits = common.features(encoder, classifier, data.x_test, ("z",))["z"]
+    hits = logits.topk(min(5, logits.shape[1])).indices == data.y_test[:, None]
+    return 100 * hits[:, 0].double().mean().item(), 100 * hits.any(1).double().mean().item()
+
+
+def fit(args, data, chosen, encoder):
+    """Trains encoder and classifier on the chosen images, tests them, and returns what result.json holds.
+
+    The run's folder gets config.json, metrics.jsonl (a line an epoch), checkpoint.pt (after every epoch) and
+    result.json. Interrupted and continued with --resume, a run ends with the same weights, on a CPU bit for
+    bit.
+    """
+    classifier = nn.Linear(encoder.dim, len(data.classes))
+    nn.init.normal_(classifier.weight, std=0.01)
+    nn.init.zeros_(classifier.bias)
+    model = nn.ModuleDict({"encoder": encoder, "classifier": classifier})
+    model = model.to(args.device, memory_format=common.memory_format(encoder))
+    parts = {"model": model, "optimizer": optimizer(args, encoder, classifier)}
+    views = torch.Generator(args.device).manual_seed(args.seed)
+
+    out, config, checkpoint = common.open_run(args, run_name(args))
+    if (out / "result.json").exists():
+        print(f"{out} is finished")
+        return common.read_json(out / "result.json")
+    metrics = []
+    if checkpoint:
+        try:
+            for name, part in parts.items():
+                part.load_state_dict(checkpoint[name])
+            views.set_state(checkpoint["views"])
+            metrics = checkpoint["metrics"]
+        except Exception as error:  # whatever the file holds
+            where = out / "checkpoint.pt"
+            raise common.UserError(f"{where} does not fit ({common.brief(error)}): --overwrite") from None
+    seconds = metrics[-1]["seconds"] if metrics else 0.0
+    for epoch in tqdm(range(len(metrics), args.epochs), disable=None):
+        start = time.perf_counter()
+        loss = train_epoch(args, data, chosen, encoder, classifier, parts["optimizer"], views, epoch)
+        if not math.isfinite(loss):
+            raise SystemExit(f"the loss is not finite in epoch {epoch + 1}: try a smaller --lr, --lr-encoder")
+        seconds += time.perf_counter() - start
+        metrics.append({"epoch": epoch + 1, "loss": loss, "seconds": seconds})
+        with common.atomic_write(out / "metrics.jsonl") as file:
+            file.write("".join(json.dumps(line) + "\n" for line in metrics).encode())
+        with common.atomic_write(out / "checkpoint.pt") as file:
+            state = {name: part.state_dict() for name, part in parts.items()}
+            torch.save({**state, "views": views.get_state(), "metrics": metrics}, file)
+    top1, top5 = accuracies(encoder, classifier, data)
+    result = {"config": config, "top1": top1, "top5": top5, "images": len(chosen)}
+    result |= {"loss": metrics[-1]["loss"], "seconds": seconds}
+    common.write_json(out / "result.json", result)
+    print(f"{out}  {len(chosen)} labels  loss {result['loss']:.4f}  top1 {top1:.2f}  top5 {top5:.2f}")
+    return result
+
+
+def run_name(args):
+    """What a run's folder is called unless --out says: finetune-0.01, scratch-0.1, linear-1 …"""
+    kinds = ["linear"] * args.freeze + ["scratch"] * args.scratch or ["finetune"]
+    return "-".join([*kinds, f"{args.labels:g}"])
+
+
+def parser():
+    """The command line's arguments."""
+    raw = argparse.RawDescriptionHelpFormatter
+    found = common.Parser(description=__doc__.replace("%", "%%"), allow_abbrev=False, formatter_class=raw)
+    found.set_defaults(train_size=None, compile=False, skip_broken=False, warmup_epochs=0)  # for prepare
+    number = common.number
+    add = found.add_argument_group("encoder").add_argument
+    add("checkpoint", nargs="?", help="its weights: encoder.pt of a run, or a ResNet's from elsewhere")
+    add("--scratch", action="store_true", help="the same encoder with weights drawn anew")
+    add("--freeze", action="store_true", help="train the linear layer only, BatchNorm statistics stay")
+    add = found.add_argument_group("data").add_argument
+    add("--dataset", default="cifar10", help="cifar10, cifar100, stl10, shapes, .npz, folder (cifar10)")
+    add("--data-dir", default="data", help="where the named sets are, and are downloaded to (data)")
+    add("--image-size", type=number(int, 8, 4096), help="pixels; a folder needs it, an MLP has its own")
+    add("--labels", type=number(float, 1e-9, 1), help="share of them, class-balanced (0.01; --freeze 1)")
+    add = found.add_argument_group("optimisation: SGD, momentum 0.9, cosine to 0 (Barlow Twins)").add_argument
+    add("--epochs", type=number(int, 1), help="(20; --freeze 100)")
+    add("--batch-size", type=number(int, 4), default=256, help="images, at most (256)")
+    add("--lr", type=number(float, 1e-12), help="of the linear layer (0.5; --freeze 0.3)")
+    add("--lr-encoder", type=number(float, 1e-12), help="(0.002; --scratch 0.06 batch/128)")
+    add("--weight-decay", type=number(float, 0), help="(0; --freeze 1e-6)")
+    add("--seed", type=number(int, 0, 2**31), default=0, help="of labels, weights, order and views (0)")
+    add = found.add_argument_group("run").add_argument
+    add("--device", help="cpu, cuda, cuda:1 … (cuda where there is one)")
+    add("--precision", choices=("bf16", "float32"), help="(bf16 on cuda from 8.0 on, else float32)")
+    add("--out", type=Path, help="the run's folder (runs/<dataset>-<kind>-<labels>-seed<seed>)")
+    add("--table", metavar="SCALE", help="print SparseHead table 2 as measured at this scale instead")
+    add = found.add_mutually_exclusive_group().add_argument
+    add("--resume", action="store_true", help="continue the folder's run; start it where there is none")
+    add("--overwrite", action="store_true", help="replace the folder's run")
+    return found
+
+
+def resolve(args):
+    """The arguments with every default filled in."""
+    given = {key: value for key, value in vars(args).items() if value is not None}
+    found = argparse.Namespace(**{**vars(args), **(FROZEN if args.freeze else FEW), **given})
+    if args.scratch and not args.freeze and args.lr_encoder is None:
+        found.lr_encoder = 0.06 * args.batch_size / 128  # as for training without labels
+    return found
+
+
+def table(scale):
+    """Prints SparseHead table 2 from results-finetune/<scale>, a line a row and data set."""
+    import rows
+
+    if scale not in rows.SCALES:
+        raise common.UserError(f"--table {scale} is none of {', '.join(rows.SCALES)}")
+    print(f"{'SparseHead table 2, ' + scale:64}{'top-1':>18}{'top-5':>18}  paper, ImageNet")
+    for folder in sorted(Path("results-finetune", scale).glob("*")):
+        for row in rows.of(rows.FT):
+            found = [common.read_json(path) for path in sorted((folder / row.name).glob("seed*.json"))]
+            found = [run for run in found if not rows.mismatch(run["config"], row.name, scale, folder.name)]
+            cells = ""
+            for metric in ("top1", "top5"):
+                values = [run[metric] for run in found]
+                spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+                text = f"{statistics.mean(values):.1f}{spread} ({len(values)})" if values else "–"
+                cells += f"{text:>18}"
+            paper = " ".join(map(str, row.paper.values()))
+            print(f"{folder.name:10}{row.name:22}{row.label:32}{cells}  {paper}")
+
+
+def main():
+    args = parser().parse_args()
+    if args.table:
+        return table(args.table)
+    if not args.checkpoint:
+        raise common.UserError("a checkpoint must be named, such as runs/cifar10-simclr-seed0/encoder.pt")
+    if args.freeze and args.lr_encoder:
+        raise common.UserError("--lr-encoder makes no sense with --freeze")
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise common.UserError("finetune.py runs in one process")
+    encoder, found = common.load_encoder(args.checkpoint)
+    found["image_size"] = found["image_size"] or args.image_size
+    config = Path(args.checkpoint).with_name("config.json")
+    of_a_run = Path(args.checkpoint).name == "encoder.pt" and config.exists()
+    found["pretraining"] = common.read_json(config) if of_a_run else None
+    args, data = common.prepare(argparse.Namespace(**{**vars(args), **found}), resolve)
+    if args.scratch:
+        encoder = common.make_encoder(args)
+    chosen = choose(data.y_train, args.labels, args.seed).to(args.device)
+    fit(args, data, chosen, encoder)
+
+
+if __name__ == "__main__":
+    common.run(main)

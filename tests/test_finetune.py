@@ -1,0 +1,138 @@
+"""Fine-tuning: which labels, what trains at which rate, a step by hand, interruptions, refusals, the plan."""
+
+from functools import partial
+from types import SimpleNamespace
+
+import common
+import numpy as np
+import pytest
+import torch
+from conftest import read
+
+import finetune
+
+FLAGS = ("--device", "cpu", "--labels", 0.5, "--batch-size", 20, "--epochs", 3)
+ARGS = {"lr": 0.5, "lr_encoder": 0.1, "weight_decay": 0.01, "batch_size": 64, "epochs": 1, "seed": 3}
+ARGS |= {"freeze": False, "image_size": 12, "device": "cpu", "precision": "float32"}
+
+
+def train(tiny, encoder, **changes):
+    """Of an epoch: mean loss, images, optimiser, W and b (4, D + 1) of the classifier before and after."""
+    data = common.load_dataset(tiny)
+    chosen = torch.arange(50)
+    args = SimpleNamespace(**ARGS | changes)
+    classifier = torch.nn.Linear(encoder.dim, 4)
+    weights = lambda: torch.cat([classifier.weight, classifier.bias[:, None]], 1).detach().double()
+    before = weights()
+    opt = finetune.optimizer(args, encoder, classifier)
+    views = torch.Generator().manual_seed(7)
+    loss = finetune.train_epoch(args, data, chosen, encoder, classifier, opt, views, 0)
+    return loss, data, opt, before, weights()
+
+
+def test_labels_are_class_balanced_and_a_matter_of_share_and_seed():
+    y = torch.arange(900) % 9 - 1  # a ninth without a label
+    tenth, again, other = (finetune.choose(y, 0.1, seed) for seed in (5, 5, 6))
+    assert torch.equal(tenth, again) and set(tenth.tolist()) != set(other.tolist())
+    assert y[tenth].bincount().tolist() == [10] * 8 and len(tenth.unique()) == 80
+    assert set(finetune.choose(y, 0.02, 5).tolist()) < set(tenth.tolist())
+    assert y[finetune.choose(y, 0.0125, 5)].bincount().tolist() == [2, 2, 1, 1, 1, 1, 1, 1]
+    assert set(finetune.choose(y, 1, 5).tolist()) == set((y >= 0).nonzero()[:, 0].tolist())
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+def test_a_frozen_encoder_stays_bit_identical_and_another_trains_with_its_batchnorms(tiny, freeze):
+    encoder = common.resnet(width=4)
+    old = {key: value.clone() for key, value in encoder.state_dict().items()}
+    *_, before, after = train(tiny, encoder, freeze=freeze)
+    same = {torch.equal(old[key], value) for key, value in encoder.state_dict().items()}
+    assert same == {freeze} and not torch.equal(before, after)
+    assert {p.requires_grad for p in encoder.parameters()} == {not freeze}
+
+
+def test_a_step_is_that_of_backpropagation_by_hand_with_two_rates(tiny):
+    encoder = common.MLP(12, 16)
+    w1, w2, w3 = (p.detach().clone().double() for p in encoder.parameters())
+    loss, data, _, c, found = train(tiny, encoder)
+    order = common.epoch_order(ARGS["seed"], 0, 50, "cpu")
+    views = common.Augment(12, jitter_p=0, grey_p=0)(data.x_train[order], torch.Generator().manual_seed(7))
+    a1 = (views.flatten(1).double() @ w1.T).clamp(min=0)
+    a2 = (a1 @ w2.T).clamp(min=0)
+    h = torch.cat([a2 @ w3.T, torch.ones(50, 1)], 1)
+    p = (h @ c.T).softmax(1)
+    onehot = torch.eye(4).double()[data.y_train[order]]
+    assert loss == pytest.approx(-(p.log() * onehot).sum(1).mean().item(), rel=1e-5)
+    error = (p - onehot) / 50
+    close = partial(torch.testing.assert_close, atol=1e-6, rtol=0)
+    close(found, c - 0.5 * (error.T @ h + 0.01 * c))
+    of_h = error @ c[:, :-1]
+    for layer, w, gradient in ((3, w3, of_h.T @ a2), (2, w2, ((of_h @ w3) * (a2 > 0)).T @ a1)):
+        close(getattr(encoder, f"layer{layer}").weight.detach().double(), w - 0.1 * (gradient + 0.01 * w))
+
+
+def test_both_rates_fall_as_a_cosine_over_all_batches(tiny):
+    _, _, opt, *_ = train(tiny, common.MLP(12, 16), batch_size=16, epochs=3)  # 4 batches: 13 13 12 12
+    factor = (1 + np.cos(np.pi * 3 / 12)) / 2
+    assert [group["lr"] for group in opt.param_groups] == pytest.approx([0.5 * factor, 0.1 * factor])
+
+
+def test_top_1_and_top_5_are_shares_of_test_images():
+    encoder, classifier = common.MLP(8, 16), torch.nn.Linear(16, 9)
+    x = torch.randint(0, 256, (70, 3, 8, 8), dtype=torch.uint8)
+    y = torch.arange(70) % 9
+    scores = classifier(encoder(common.normalize(x))).tolist()
+    places = [sum(value > line[label] for value in line) for line, label in zip(scores, y.tolist())]
+    expected = [100 * np.mean([place < k for place in places]) for k in (1, 5)]
+    found = finetune.accuracies(encoder, classifier, SimpleNamespace(x_test=x, y_test=y))
+    assert found == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("function, call, code", [("epoch_order", 2, -9), ("features", 1, 143)])
+def test_interrupted_and_resumed_is_uninterrupted(tmp_path, tiny, forks, function, call, code):
+    torch.save(common.resnet(width=4).state_dict(), tmp_path / "a.pt")
+    sabotage = f"""
+original, calls = common.{function}, []
+def sabotaged(*args):
+    calls.append(1)
+    if len(calls) == {call}:
+        os.kill(os.getpid(), {15 if code == 143 else 9})
+    return original(*args)
+common.{function} = sabotaged
+"""
+    run = partial(forks, tmp_path, "finetune.py", "a.pt", "--dataset", tiny, *FLAGS, "--resume", "--out")
+    assert run("whole").returncode == 0 and run("run", before=sabotage).returncode == code
+    assert not (tmp_path / "run" / "result.json").exists() and run("run").returncode == 0
+    results = [read(tmp_path / name) for name in ("run", "whole")]
+    weights = [torch.load(tmp_path / name / "checkpoint.pt")["model"] for name in ("run", "whole")]
+    assert all(result.pop("seconds") for result in results) and results[0] == results[1]
+    assert all(torch.equal(weights[0][key], value) for key, value in weights[1].items())
+
+
+def test_the_architecture_is_the_checkpoints_with_its_weights_or_from_scratch(tmp_path, tiny, script):
+    weights = common.resnet("resnet50", "imagenet", 4).state_dict()
+    torch.save({"state_dict": {f"module.{key}": value for key, value in weights.items()}}, tmp_path / "a.pt")
+    for flags in ([], ["--scratch"]):
+        words = ("--dataset", tiny, *FLAGS, "--lr-encoder", 1e-9, "--overwrite", "--out", "run", *flags)
+        assert script("finetune.py", "a.pt", *words).returncode == 0
+        found = torch.load(tmp_path / "run" / "checkpoint.pt")["model"]["encoder.conv1.weight"]
+        assert torch.allclose(found, weights["conv1.weight"], atol=1e-5) == (not flags)
+    arguments = read(tmp_path / "run")["config"]["arguments"]
+    assert arguments.items() >= {"arch": "resnet50", "stem": "imagenet", "width": 4, "scratch": True}.items()
+
+
+REFUSED = """--labels 0; --labels 1.5; --labels nan; --labels 0.01; --freeze --lr-encoder 1; --batch-size 97;
+    --epochs 0; --overwrite --resume; --table big; --lr-encoder 0; --labels 1 --out there; absent.pt; no.pt"""
+
+
+@pytest.mark.parametrize("line", [*REFUSED.split(";"), ""])
+def test_bad_input_is_one_line_exit_code_2_and_nothing_written(line, tiny, tmp_path, script):
+    torch.save(common.MLP(12, 8).state_dict(), tmp_path / "a.pt")
+    (tmp_path / "there").mkdir()
+    for file in ("there/file", "no.pt"):
+        (tmp_path / file).write_text("[]")
+    before = set(tmp_path.rglob("*"))
+    named = [word for word in line.split() if word.startswith("--") or ".pt" in word] or ["a checkpoint"]
+    words = ["a.pt", *line.split()] if "--" in line else line.split()
+    done = script("finetune.py", "--dataset", tiny, "--batch-size", 20, "--device", "cpu", *words)
+    assert done.returncode == 2 and len(done.err.splitlines()) == 1 and named[-1] in done.err
+    assert set(tmp_path.rglob("*")) == before
