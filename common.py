@@ -977,8 +977,6 @@ def prepare(args, resolve=resolve):
     batch = args.batch_size
     if batch % processes() or batch < 2 * processes():
         raise UserError(f"--batch-size {batch} can't be shared by {processes()} processes, 2 images each")
-    if args.warmup_epochs >= args.epochs:
-        raise UserError(f"--warmup-epochs {args.warmup_epochs} leaves none of --epochs {args.epochs}")
     data = in_turn(lambda: load_dataset(args.dataset, args.data_dir, args.image_size, args.skip_broken))
     data = subset(data, args.train_size) if args.train_size else data
     if len(data.x_train) < batch:
@@ -987,6 +985,8 @@ def prepare(args, resolve=resolve):
         raise UserError(f"images of {tuple(data.x_train.shape[2:])} pixels need an --image-size")
     args.image_size = data.x_train.shape[2]
     args = resolve(args)
+    if args.warmup_epochs >= args.epochs:
+        raise UserError(f"--warmup-epochs {args.warmup_epochs} leaves none of --epochs {args.epochs}")
     torch.manual_seed(args.seed)
     return args, _to_device(data, torch.device(args.device))
 

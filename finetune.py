@@ -61,8 +61,8 @@ def optimizer(args, encoder, classifier):
 def train_epoch(args, data, chosen, encoder, classifier, opt, views, epoch):
     """A pass over the chosen training images, in batches of equal size but for 1; the mean cross-entropy.
 
-    chosen: their indices. views: the generator of crops and flips. BatchNorms of a frozen encoder stay as they
-    are, others train.
+    chosen: their indices. views: the generator of crops and flips. A frozen encoder keeps its BatchNorms,
+    others train them.
     """
     n = len(chosen)
     batches = math.ceil(n / args.batch_size)
