@@ -45,6 +45,11 @@ $(TABLES): | $(READY)
 	-@$(PY) report.py --figures
 	@$(PY) report.py --table $@ --scale $(SCALE)
 
+clock: SCALE := compressed
+clock: | $(READY)  ## SCALE=compressed: does collapse follow weight decay · learning rate · steps?
+	@exec $(PY) plan.py run table2 $@ $(RUNS)
+	$(PY) report.py --figures
+
 finetune-table: | $(READY)  ## SparseHead table 2: 1 % and 10 % of the labels; variables as for table2
 	@exec $(PY) plan.py run $@ $(RUNS)
 	@$(PY) finetune.py --table $(SCALE)
@@ -92,4 +97,4 @@ help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /:\t/' | expand -t 19
 
 .NOTPARALLEL:  # JOBS=2 trains two rows at a time
-.PHONY: demo toy $(TABLES) finetune-table all plan report figures bench test lint format clean help
+.PHONY: demo toy $(TABLES) clock finetune-table all plan report figures bench test lint format clean help

@@ -761,8 +761,8 @@ def byol_loss(p, z):
 # -------------------------------------------------------------------------------------------------- penalties
 # A weight is (out, in), or a convolution's (out, in, kh, kw) taken as (out, in · kh · kw).
 
-# LL eq. 11; WERank's toy models (LL gives none); SparseHead section 5.2
-REG_WEIGHT = {"none": 0.0, "lastlayer": 1.0, "werank": 0.1, "sparsehead": 1e-4}
+# LL eq. 11; WERank's toy models (LL gives none); SparseHead section 5.2; ours, as lastlayer
+REG_WEIGHT = {"none": 0.0, "lastlayer": 1.0, "werank": 0.1, "sparsehead": 1e-4, "lastlayer-bn": 1.0}
 
 
 def _smaller_gram(matrix):
@@ -791,6 +791,14 @@ def sparsehead_penalty(weight):
     return torch.linalg.vector_norm(*full_precision(weight.flatten(1)), dim=0).sum()
 
 
+def batchnorm_penalty(norm):
+    """Σ_i (γ_i - 1)² + β_i², how far a BatchNorm's scale and shift are from where they start; 0 for None.
+
+    Ours: with γ = 1 and β = 0 half of the images open a unit, whatever the weights in front are.
+    """
+    return 0.0 if norm is None else (norm.weight - 1).square().sum() + norm.bias.square().sum()
+
+
 def trained_linears(projector):
     """The projector's linear layers that train."""
     return [m for m in projector.modules() if isinstance(m, nn.Linear) and m.weight.requires_grad]
@@ -809,15 +817,19 @@ def last_layer(encoder, projector, on="auto"):
 def regularizer(args, encoder, projector):
     """The penalty --reg on what --reg-on names, times --reg-weight: a function without arguments.
 
-    werank takes every linear and convolution weight of encoder and projector, or of the one named. UserError
-    for a combination that makes no sense.
+    lastlayer-bn is lastlayer on the encoder, plus `batchnorm_penalty` of the BatchNorm behind it. werank
+    takes every linear and convolution weight of encoder and projector, or of the one named. UserError for a
+    combination that makes no sense.
     """
-    on = args.reg_on or ("projector" if args.reg == "sparsehead" else "auto")
+    on = args.reg_on or {"sparsehead": "projector", "lastlayer-bn": "encoder"}.get(args.reg, "auto")
     if args.reg == "none" and (args.reg_weight or args.reg_on):
         raise UserError("--reg-weight and --reg-on need --reg lastlayer, werank or sparsehead")
     if args.reg == "sparsehead" and on == "encoder":
         raise UserError("--reg sparsehead acts on the projector: --reg-on encoder makes no sense")
+    if args.reg == "lastlayer-bn" and on != "encoder":
+        raise UserError(f"--reg lastlayer-bn acts on the encoder: --reg-on {on} makes no sense")
     layer = last_layer(encoder, projector, on)
+    norm = encoder_end(encoder)[1]
     of_projector = trained_linears(projector)
     of_encoder = [m for m in encoder.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     every = {"auto": of_encoder + of_projector, "encoder": of_encoder, "projector": of_projector}[on]
@@ -826,6 +838,7 @@ def regularizer(args, encoder, projector):
         "lastlayer": lambda: args.reg_weight * lastlayer_penalty(layer.weight),
         "werank": lambda: args.reg_weight * werank_penalty(m.weight for m in every),
         "sparsehead": lambda: args.reg_weight * sparsehead_penalty(layer.weight),
+        "lastlayer-bn": lambda: args.reg_weight * (lastlayer_penalty(layer.weight) + batchnorm_penalty(norm)),
     }[args.reg]
 
 
@@ -900,8 +913,12 @@ def arguments(doc):
     add("--width", type=number(int, 1, 4096), default=64, help="channels of the first stage (64)")
     add("--stem", choices=("auto", "cifar", "imagenet"), default="auto", help="auto: cifar to 64 pixels")
     add = parser.add_argument_group("penalty on weights").add_argument
-    add("--reg", choices=tuple(REG_WEIGHT), default="none", help="(none; LL eq. 11, WERank, SparseHead)")
-    add("--reg-weight", type=number(float, 0), help="(lastlayer 1, werank 0.1, sparsehead 1e-4)")
+    add(
+        "--reg", choices=tuple(REG_WEIGHT), default="none", help="(none; LL eq. 11, WERank, SparseHead, ours)"
+    )
+    add(
+        "--reg-weight", type=number(float, 0), help="(lastlayer, lastlayer-bn 1, werank 0.1, sparsehead 1e-4)"
+    )
     add("--reg-on", choices=("auto", "encoder", "projector"), help="auto: the projector if it trains (auto)")
     add = parser.add_argument_group("optimisation").add_argument
     add("--epochs", type=number(int, 1), default=200, help="(200: lightly; LL is silent)")
@@ -1012,10 +1029,9 @@ def _computation(args):
         if here > torch.cuda.device_count():
             raise UserError(f"{here} processes need as many GPUs; there are {torch.cuda.device_count()}")
         asked = f"cuda:{os.environ.get('LOCAL_RANK', rank())}"
+        torch.cuda.set_device(asked)
     try:
         device = torch.zeros(1, device=asked).device
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
         if device.type not in ("cpu", "cuda"):
             raise RuntimeError("cpu and cuda are supported")
         torch.ones(1, device=device).add_(1).item()  # PyTorch may have no kernels for so old a GPU

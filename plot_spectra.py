@@ -32,6 +32,7 @@ LAYERS = {
     "projector_hidden": "projector's hidden layer",
 }
 LN_SIGMA = r"$\ln\,\sigma_k$"
+HORIZON = r"decay horizon H = wd $\cdot\,\Sigma$ lr / (1 - momentum)"
 RANK = r"rank of h: $\sigma_k$ above $10^{-3}\,\sigma_1$"
 FLOOR = 1e-12  # of σ₁: a σ_k below is a rounding error, and left out
 LEAST_SHOWN = 1e-8  # of the mean variance, on a logarithmic axis
@@ -321,8 +322,28 @@ def draw_history(results, scale, datasets, _):
             for axis, curve in zip(line, (rank_curve, dead_curve)):
                 axis.plot(x, np.mean([curve(run) for run in runs], 0), **style)
         for axis, name in zip(line, (RANK, "dead coordinates of h")):
-            horizon = r"decay horizon H = wd $\cdot\,\Sigma$ lr / (1 - momentum)"
-            axis.set(xlabel=horizon, ylabel=name, title=title(dataset))
+            axis.set(xlabel=HORIZON, ylabel=name, title=title(dataset))
+        line[1].legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def draw_clock(results, scale, datasets, _):
+    """Rank of h against H and against steps, a curve a run: where curves of equal H lie on each other, H is
+    the clock of collapse."""
+    figure, axes = panels(f"The clock of collapse ({scale}), a curve a run", len(QUESTION), 2, 5.2, 3.2)
+    for line, base in zip(axes, QUESTION):
+        names = [row.name for row in rows.ROWS if row.name.partition("-clock")[0] == base]
+        for i, row in enumerate(names):
+            for run in (run for data in datasets for run in results.of(scale, data, row).values()):
+                settings = run["config"]["arguments"]
+                epochs = np.array([0, *(point["epoch"] for point in run["history"])])
+                steps = epochs * (settings["train_size"] or 50_000) // settings["batch_size"]
+                label = f"lr {settings['lr']:g}, wd {settings['weight_decay']:g}"
+                style = {"marker": MARKERS[i], "linestyle": STYLES[i % 6], "markersize": 3, "label": label}
+                for axis, x in zip(line, (horizons(run, epochs), steps)):
+                    axis.plot(x, rank_curve(run), color=f"C{i}", **style)
+        line[0].set(xscale="symlog", xlabel=HORIZON, ylabel=RANK, title=base)
+        line[1].set(xlabel="steps", title=base)
         line[1].legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
@@ -377,6 +398,7 @@ FIGURES |= {
     "directclr-12": (draw_sweep, set(SWEEP[:-1]), ("dim",)),
     "row-norms": (draw_row_norms, set(QUESTION), ("row_norms",)),
     "ranks-over-time": (draw_history, set(METHODS), ("decay_horizon",)),
+    "clock": (draw_clock, {row.name for row in rows.of("clock")}, ("decay_horizon",)),
     "what-shuts": (draw_shut, set(QUESTION), ("row_norms", "open")),
 }
 

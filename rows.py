@@ -19,7 +19,8 @@ class Row(NamedTuple):
 
     tables: targets, separated by spaces. command: script and flags. paper: {(data set, metric): printed
     number}. recipe: a key of RECIPES. same_as: the row whose run this row's is, if it has none of its own.
-    pretrained: the row from whose encoder.pt, of the same scale, data set and seed, it starts.
+    after: flags that come even behind the scale's. pretrained: the row from whose encoder.pt, of the same
+    scale, data set and seed, it starts.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Row(NamedTuple):
     paper: dict = NO_NUMBERS
     recipe: str = "ll"
     same_as: str = ""
+    after: str = ""
     pretrained: str = ""
 
 
@@ -77,7 +79,8 @@ TABLES = {
     "barlow": "Barlow Twins with LL's recipe (LL figure 1b)",
     "directclr-tables": "DirectCLR tables 1, 2, appendix F and figure 12",
     "sparsehead-table": "SparseHead table 1, figures 1 and 3",
-    "weights": "Weights of the penalties, and other readings of the papers",
+    "weights": "Weights of the penalties, other readings of the papers, a remedy of our own",
+    "clock": "Weight decay and learning rate, for SCALE=compressed: equal lr · wd, equal H",
 }
 
 # What a recipe adds to a row's flags, by data set ("": any other). SparseHead is silent about the batch size.
@@ -207,8 +210,19 @@ ROWS += [
     Row("noproj-lastlayer-10", "weights", "no projector + 10 · last layer", f"{LAST} --reg-weight 10"),
     Row("noproj-werank-0.01", "weights", "no projector + 0.01 · WERank", f"{RANK} --reg-weight 0.01"),
     Row("noproj-werank-1", "weights", "no projector + 1 · WERank", f"{RANK} --reg-weight 1"),
+    Row("noproj-lastlayer-bn", "weights", "no projector + last layer and its BatchNorm", f"{LAST}-bn"),
     Row("simclr-lastlayer-encoder", "weights", "SimCLR + encoder's last layer", f"{REG} --reg-on encoder"),
     Row("simclr-bn", "weights", "SimCLR, projector with BatchNorm at its end", "simclr.py --projector-bn"),
+]
+
+
+# With lr 0.06 and weight decay 1e-2 they are table 2's rows.
+CLOCK = ("--weight-decay 2.5e-3", "--weight-decay 5e-4", "--lr 0.3 --weight-decay 2e-3")
+CLOCK += ("--lr 0.3 --weight-decay 5e-4", "--lr 0.3 --weight-decay 1e-4")
+ROWS += [
+    Row(f"{base}-clock{i}", "clock", f"{base} {flags}", script, after=flags)
+    for base, script in (("simclr", "simclr.py"), ("noproj", NO), ("noproj-lastlayer", LAST))
+    for i, flags in enumerate(CLOCK, 1)
 ]
 
 
@@ -260,7 +274,7 @@ def command(name, scale, dataset, data_dir="data"):
     else:
         words += ["--dataset", dataset]
     size = "" if ROW[name].pretrained else SCALES[scale].flags
-    return [*words, "--data-dir", str(data_dir), *size.split()]
+    return [*words, "--data-dir", str(data_dir), *f"{size} {ROW[name].after}".split()]
 
 
 # ------------------------------------------------------------------------------------ is a result its row's?

@@ -155,9 +155,10 @@ def whole(finished):
 def start(tmp_path, tiny, forks):
     """start("simclr.py --epochs 1", before="", processes=1) -> code, out, err: a run in tmp_path/run."""
 
-    def call(row, **how):
+    def call(row, before="", processes=1):
         name, *flags = row.split()
-        return forks(tmp_path, name, "--dataset", tiny, *TINY_RUN, "--out", "run", *flags, **how)
+        words = (name, "--dataset", tiny, *TINY_RUN, "--out", "run", *flags)
+        return forks(tmp_path, *words, before=before, processes=processes)
 
     return call
 

@@ -145,6 +145,8 @@ REACHED = """
 --reg lastlayer --projector orthogonal: encoder.layer4.1.conv2
 --reg lastlayer --projector diagonal: encoder.layer4.1.conv2
 --reg lastlayer --projector lowrank: encoder.layer4.1.conv2
+--reg lastlayer-bn --no-projector: encoder.layer4.1.conv2
+--reg lastlayer-bn --arch resnet50: encoder.layer4.2.conv3
 --reg sparsehead: projector.3
 --reg sparsehead --projector linear: projector
 --reg werank: every projector.0 projector.3
@@ -177,6 +179,20 @@ def test_a_penalty_reaches_its_weights_and_no_bias_batchnorm_or_other_weight(lin
         expected = expected - {"every.weight"} | convolutions
         assert len(convolutions) == 20
     assert set(touched(flags)) == expected
+
+
+def test_lastlayer_bn_adds_the_distance_of_scale_and_shift_from_their_start():
+    args, encoder = make("--reg lastlayer-bn --reg-weight 3 --no-projector")
+    penalty = common.regularizer(args, encoder, nn.Identity())
+    bare = penalty().item()
+    norm = encoder.layer4[-1].bn2
+    with torch.no_grad():
+        norm.weight[:2] += torch.tensor([1.0, -2.0])
+        norm.bias[0] = 4.0
+    assert penalty().item() - bare == pytest.approx(3 * (1 + 4 + 16), rel=1e-3)
+    args, mlp = make("--reg lastlayer-bn --arch mlp --no-projector")
+    expected = common.lastlayer_penalty(mlp.layer3.weight)
+    assert common.regularizer(args, mlp, nn.Identity())().item() == pytest.approx(expected.item())
 
 
 @pytest.mark.parametrize("reg", ["lastlayer", "werank", "sparsehead"])

@@ -478,7 +478,7 @@ def test_the_papers_numbers_are_at_their_rows():
 
 
 def test_figures_draw_what_is_there_and_the_page_links_no_other(write, page, script, tmp_path):
-    write("short", {row: [80.0, 81.0] for row in ("my-method", *rows.ROW)}, dim=8)
+    write("short", {row: [80.0, 81.0] for row in ("my-method", *(row.name for row in rows.ROWS))}, dim=8)
     text, lines, _ = page()
     assert "### Rows of no paper" in text and lines["`my-method`"][0][1] == "80.5 ± 0.7 (2)"
     assert script("report.py", "--figures").returncode == 0

@@ -8,6 +8,7 @@ from conftest import ROOT, TINY_RUN
 import rows
 
 COUNTS = {"table2": 12, "table1": 9, "barlow": 5, "directclr-tables": 14, "sparsehead-table": 11}
+COUNTS |= {"clock": 15}
 LL = {"epochs": 200, "batch_size": 128, "optimizer": "sgd", "lr": 0.06, "weight_decay": 5e-4, "width": 64}
 LL |= {"crop_scale": [0.08, 1.0], "grey_p": 0.2, "stem": "cifar", "image_size": 32, "train_size": None}
 SH = {"epochs": 1000, "batch_size": 512, "optimizer": "adam", "lr": 3e-3, "weight_decay": 1e-6, "width": 64}
@@ -15,12 +16,17 @@ SH |= {"crop_scale": [0.2, 1.0], "grey_p": 0.1, "stem": "cifar", "image_size": 3
 STL = {"epochs": 2000, "lr": 2e-3, "image_size": 96, "stem": "imagenet", "dataset": "stl10"}
 TINY = {"lr": 2e-3, "image_size": 64}
 MINI = {"epochs": 5, "width": 8, "train_size": 5000, "batch_size": 128}
+BIG = {"arch": "resnet50", "optimizer": "lars", "image_size": 224, "stem": "imagenet"}
+BIG |= {"epochs": 100, "lr": 4.8, "weight_decay": 1e-6, "warmup_epochs": 10, "blur_p": [1.0, 0.1]}
+BIG |= {"solarize_p": [0.0, 0.2], "jitter": [0.4, 0.4, 0.2, 0.1]}
+SMALLER = {"batch_size": 256, "lr": 0.3, "epochs": 200, "jitter": [0.8, 0.8, 0.8, 0.2], "blur_p": 0.5}
+SMALLER |= {"warmup_epochs": 0, "weight_decay": 1e-6, "solarize_p": 0.0}
 KINDS = ("linear", "orthogonal", "diagonal", "lowrank", "lowrank-diagonal")
 
 
 def test_tables_have_the_papers_rows_with_ll_or_sparseheads_recipe():
     assert {table: len(rows.of(table)) for table in COUNTS} == COUNTS
-    for row in rows.ROWS:
+    for row in (row for row in rows.ROWS if row.tables != "clock"):
         name = row.name
         found = rows.arguments(name, "paper", "cifar100")
         recipe, temperature = (SH, 0.5) if row.tables == "sparsehead-table" else (LL, 0.2)
@@ -35,6 +41,11 @@ def test_tables_have_the_papers_rows_with_ll_or_sparseheads_recipe():
     "name, scale, dataset, wanted",
     [
         ("noproj", "short", "cifar10", LL | {"projector": "none", "epochs": 50, "fixed_dims": None}),
+        ("noproj", "paper", "imagenet", BIG | {"temperature": 0.1, "cross_view": True, "batch_size": 4096}),
+        ("directclr", "paper", "imagenet", BIG | {"dim": None}),
+        ("barlow-werank", "paper", "imagenet", BIG | {"lambd": 5e-3}),
+        ("noproj-lastlayer", "paper", "imagenet100", BIG | SMALLER | {"temperature": 0.2, "reg_weight": 1.0}),
+        ("noproj-clock3", "compressed", "cifar10", {"lr": 0.3, "weight_decay": 2e-3, "epochs": 10}),
         ("directclr-random", "paper", "cifar10", {"dim": None, "subvector": "random"}),
         ("cs-werank", "paper", "cifar10", {"fixed_dims": 32, "fixed_value": 0.0, "projector": "none"}),
         ("cs-d200-k1", "paper", "cifar10", {"fixed_dims": 312, "fixed_value": 1.0}),

@@ -197,7 +197,9 @@ REFUSED = {
     "simclr.py": """
         --epochs 0; --epochs x; --batch-size 1; --batch-size 97; --lr 0; --lr nan; --lr inf; --reg l2;
         --temperature 0; --width 0; --seed -1; --image-size 4; --eval-every -1; --arch vgg;
-        --optimizer lars; --device tpu; --device cuda:99; --device meta; --train-size 3; --train-size 98;
+        --optimizer lamb; --device tpu; --device cuda:99; --device meta; --train-size 3; --train-size 98;
+        --warmup-epochs 2; --warmup-epochs -1; --blur-p 0.1 0.2 0.3; --solarize-p 0 2;
+        --optimizer lamb; --device tpu; --device cuda:99; --device meta; --train-size 3; --train-size 98;
         --rank 8; --epoch 3; --train-size 31 => --batch-size; --crop-scale 0 1; --crop-scale 0.9 0.1;
         --jitter 1 1 1 1; --grey-p 2; --blur-p nan; --dataset nowhere => nowhere; --dataset no.npz => no.npz;
         --dataset . => --image-size; --out file; => extra; --dataset . --image-size 16 => train/;
@@ -266,7 +268,12 @@ AUGMENT += [
 IMAGES = [torch.zeros(2, 3, 8, 8), torch.zeros(2, 8, 8, 3, dtype=torch.uint8)]
 PENALTY = ["none --reg sparsehead", "diagonal --reg sparsehead", "mlp --reg sparsehead --reg-on encoder"]
 PENALTY += [f"{kind} --reg lastlayer --reg-on projector" for kind in ("none", "orthogonal", "lowrank")]
-PENALTY += ["none --reg werank --reg-on projector", "mlp --reg-weight 1", "mlp --reg-on encoder"]
+PENALTY += [
+    "mlp --reg lastlayer-bn --reg-on auto",
+    "none --reg werank --reg-on projector",
+    "mlp --reg-weight 1",
+    "mlp --reg-on encoder",
+]
 FEATURES = [(ONES * np.nan, ZEROS), (ONES / 0, ZEROS), (ONES, ZEROS - 1)]
 FEATURES = [pair for bad in FEATURES for pair in ((*bad, ONES, ZEROS), (ONES, ZEROS, *bad))]
 CALLS = [partial(common.info_nce, *z) for z in (*INFO_NCE, (ONES, ONES, np.nan))]
