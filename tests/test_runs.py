@@ -199,7 +199,6 @@ REFUSED = {
         --temperature 0; --width 0; --seed -1; --image-size 4; --eval-every -1; --arch vgg;
         --optimizer lamb; --device tpu; --device cuda:99; --device meta; --train-size 3; --train-size 98;
         --warmup-epochs 2; --warmup-epochs -1; --blur-p 0.1 0.2 0.3; --solarize-p 0 2;
-        --optimizer lamb; --device tpu; --device cuda:99; --device meta; --train-size 3; --train-size 98;
         --rank 8; --epoch 3; --train-size 31 => --batch-size; --crop-scale 0 1; --crop-scale 0.9 0.1;
         --jitter 1 1 1 1; --grey-p 2; --blur-p nan; --dataset nowhere => nowhere; --dataset no.npz => no.npz;
         --dataset . => --image-size; --out file; => extra; --dataset . --image-size 16 => train/;
