@@ -76,14 +76,23 @@ def processes():
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+_STORE = []  # what all processes see
+
+
 def join_processes():
     """Meets the processes that torchrun's environment speaks of, if there are others."""
     if os.environ.get("WORLD_SIZE", "1") == "1" or dist.is_initialized():
         return
-    try:  # two hours: others wait while process 0 evaluates
-        dist.init_process_group(timeout=datetime.timedelta(hours=2))
+    limits = (
+        datetime.timedelta(minutes=5),
+        datetime.timedelta(hours=2),
+    )  # others wait while the first evaluates
+    try:
+        store, number, count = next(dist.rendezvous("env://", timeout=limits[0]))
+        dist.init_process_group(store=store, rank=number, world_size=count, timeout=limits[1])
     except (RuntimeError, ValueError) as error:
         raise UserError(f"WORLD_SIZE is set, and the processes can't meet ({brief(error)})") from None
+    _STORE.append(store)
     if rank():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, it stays open
 
@@ -137,7 +146,6 @@ class _Gather(torch.autograd.Function):
         return processes() * gradient.chunk(processes())[rank()]
 
 
-@torch.compiler.disable
 def gather(z):
     """z (B, m) of the whole batch from each process's own (B / processes, m). Every process computes the same
     loss, so its own rows of the gradient, times the number of processes, are what `average_gradients`
@@ -1141,8 +1149,8 @@ def training_step(args, encoder, projector, loss, modules=()):
     gradients and the optimiser, and returns the loss, which is still on its device. Of several processes each
     takes its share of the images.
 
-    With --compile the loss and the operations of the views are compiled; on CUDA the passes through the
-    networks are replayed as CUDA graphs, and nothing in a step waits for the device.
+    With --compile the operations of the views are compiled, and in a single process the loss too; on CUDA the
+    passes through the networks are then replayed as CUDA graphs, and nothing in a step waits for the device.
     """
     cuda = args.device != "cpu"
     layout = memory_format(encoder)
@@ -1166,9 +1174,11 @@ def training_step(args, encoder, projector, loss, modules=()):
 
     if args.compile:
         augment.compile()
-        # a parametrisation's matrix exponential asks the host, which a CUDA graph can't; nor exchange
-        graphs = cuda and processes() == 1
-        graphs = graphs and not any(map(nn.utils.parametrize.is_parametrized, model.modules()))
+    if (
+        args.compile and processes() == 1
+    ):  # exchange between processes breaks graphs: there networks run eagerly
+        # the matrix exponential of a parametrisation asks the host, which a CUDA graph can't
+        graphs = cuda and not any(map(nn.utils.parametrize.is_parametrized, model.modules()))
         how = {"mode": "reduce-overhead"} if graphs else {"options": {"layout_optimization": cuda}}
         loss_of = torch.compile(loss_of, dynamic=False, **how)  # on a CPU memory_format chose the layout
 
@@ -1882,11 +1892,11 @@ def brief(error):
 
 def fail(text, code):
     """Ends the program. Of several processes that fail alike one says why, in a line."""
-    alone = os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
+    first = os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
     line = " ".join(text.split())
     if dist.is_initialized():
-        alone = dist.distributed_c10d._get_default_store().add(line, 1) == 1
-    if alone:
+        first = _STORE[0].add(line, 1) == 1
+    if first:
         sys.stderr.write(f"{line}\n")
     sys.exit(code)
 
