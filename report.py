@@ -543,40 +543,40 @@ def against_collapse(results, scale, dataset, row, statistic):
     parts = collapse("", "noproj", row, statistic)
     fell, kept, gained = (outcome(part, results.compare(part, scale, [dataset]), 3) for part in parts)
     if scale == UNDECIDED or fell not in ("shown", "refuted"):
-        return "is undecided"
+        return "undecided"
     if fell == "refuted":
-        return "has no collapse to prevent"
+        return "no collapse to prevent"
     if gained == "refuted":
         return "makes collapse worse"
     if kept == "refuted":
         return "softens collapse" if gained == "shown" else "does not prevent collapse"
-    return "prevents collapse" if kept == "shown" else "is undecided"
+    return "prevents collapse" if kept == "shown" else "undecided"
 
 
 def answer(results, scale, dataset):
     """What the rows of the question say at a scale, sentence by sentence; nothing without a pair of them."""
-    sides = {"the projector": "simclr", "the penalty instead": "noproj-lastlayer"}
+    sides = {"the projector": "simclr", "the penalty": "noproj-lastlayer"}
     sides = {side: row for side, row in sides.items() if results.together(scale, dataset, (row, "noproj"))}
     if not sides:
         return
     runs = {row: list(results.of(scale, dataset, row).values()) for row in QUESTION}
     yield f"**`{scale}`** ({rows.SCALES[scale].meaning}; {title(dataset)})."
-    for statistic, name in (("rank_1e-3", "rank"), ("dead", "dead coordinates")):
+    for statistic, name in (("rank_1e-3", "Rank of h"), ("dead", "Dead coordinates of h")):
         counts = {row: mean_std([measure(run, statistic) for run in runs[row]]) for row in runs}
         start = plot.attempt(measure, runs["noproj"][0], statistic, "h", True)
         before = "" if start is None else f", {start} at the start"
-        before = f"of {len(runs['noproj'][0]['spectra']['h'])}{before}"
+        of = len(runs["noproj"][0]["spectra"]["h"])
         does = {row: against_collapse(results, scale, dataset, row, statistic) for row in sides.values()}
-        said = [f"{side} {does[row]}, {counts[row]}" for side, row in sides.items()]
-        yield f"By {name} ({before}, {counts['noproj']} without either) {'; '.join(said)}."
+        said = [f"{counts[row]} with {side} ({does[row]})" for side, row in sides.items()]
+        yield f"{name}, of {of}{before}: {counts['noproj']} with neither, {', '.join(said)}."
     for metric in ("knn200", "linear_top1"):
         said = []
         for side, row in sides.items():
             part = accuracy("", metric, row, "noproj")
             e = results.compare(part, scale, [dataset])
-            verb = {"shown": "gains", "refuted": "loses"}.get(outcome(part, e), "is undecided,")
-            said.append(f"{side} {'is undecided,' if scale == UNDECIDED else verb} {e}")
-        yield f"In {METRICS[metric]} accuracy {'; '.join(said)}."
+            found = {"shown": "a gain", "refuted": "a loss"}.get(outcome(part, e), "undecided")
+            said.append(f"{e} by {side} ({'undecided' if scale == UNDECIDED else found})")
+        yield f"Accuracy, {METRICS[metric]}: {', '.join(said)}."
 
 
 def opening(results):

@@ -412,7 +412,7 @@ STATES = [
     ((40, 10), (20, 30), "softens collapse", "softens collapse"),
     ((10, 0), (20, 30), "makes collapse worse", "prevents collapse"),
     ((20, 30), (20, 30), "does not prevent collapse", "does not prevent collapse"),
-    ((20, 1), (D, 0), "has no collapse to prevent", "has no collapse to prevent"),
+    ((20, 1), (D, 0), "no collapse to prevent", "no collapse to prevent"),
 ]
 
 
@@ -427,12 +427,15 @@ def test_the_page_opens_with_answers(write, page, full, bare, by_rank, by_dead, 
         write(scale, {row: accuracies[:seeds]}, spectra=spectra, row_norms=norms)
     opening = page()[0].split("Made by")[0]
     decided = scale != "mini" and seeds == 3
-    by_rank, by_dead = (said if decided else "is undecided" for said in (by_rank, by_dead))
-    assert f"the projector {by_rank}, {full[0]}.0" in opening
-    assert f"the projector {by_dead}, {full[1]}.0" in opening
-    assert f"of 64, 64 at the start, {bare[0]}.0" in opening and f"({seeds}) without either" in opening
-    assert f"In kNN-200 accuracy the projector {'gains' if decided else 'is undecided,'} +4.00" in opening
-    assert "the penalty instead is undecided, " in opening and "a GPU runs `paper`" in opening
+    by_rank, by_dead = (said if decided else "undecided" for said in (by_rank, by_dead))
+    for name, place, start, said in (("Rank", 0, D, by_rank), ("Dead coordinates", 1, 0, by_dead)):
+        line = next(
+            part for part in opening.split(". ") if part.startswith(f"{name} of h, of {D}, {start} at")
+        )
+        assert f"start: {bare[place]}.0" in line and f"({seeds}) with neither" in line
+        assert f", {full[place]}.0" in line and f"with the projector ({said})" in line
+    assert f"by the projector ({'a gain' if decided else 'undecided'})" in opening and ": +4.00" in opening
+    assert "by the penalty (undecided)" in opening and "a GPU runs `paper`" in opening
     assert ("`mini` is over before" in opening) == (scale == "mini")
 
 
