@@ -39,7 +39,7 @@ def pack(path, size, skip_broken=False):
         if whole and note.get("listing") != listing:
             raise common.UserError(f"{path / split} has changed since it was packed into {folder}: {ANEW}")
         if whole and note["skipped"] and not skip_broken:
-            raise common.UserError(f"{folder} lacks unreadable images of {split}: {ANEW}, or --skip-broken")
+            common.note(f"{folder} was packed without {len(note['skipped'])} unreadable images of {split}")
         if not whole:
             try:
                 folder.mkdir(exist_ok=True)

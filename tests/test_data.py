@@ -147,7 +147,7 @@ def test_unreadable_images_are_skipped_only_when_asked_and_named(folder, forks):
     assert done.out == "15 images to train, 10 to test, 3 classes\n" and "train/b/bad.png" in done.err
     data = common.load_dataset(folder, image_size=16, skip_broken=True)
     assert data.y_train.tolist() == [0] * 5 + [1] * 5 + [2] * 5
-    assert "lacks unreadable images" in forks(folder, *flags).err
+    assert "packed without 1 unreadable images of train" in forks(folder, *flags).err
 
 
 @pytest.mark.parametrize("says", ["damaged", "not its images"])
