@@ -323,6 +323,7 @@ def draw_history(results, scale, datasets, _):
                 axis.plot(x, np.mean([curve(run) for run in runs], 0), **style)
         for axis, name in zip(line, (RANK, "dead coordinates of h")):
             axis.set(xlabel=HORIZON, ylabel=name, title=title(dataset))
+        line[1].set_ylim(0, max(1, line[1].get_ylim()[1]))  # there may be none
         line[1].legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
@@ -334,10 +335,12 @@ def draw_clock(results, scale, datasets, _):
     for line, base in zip(axes, QUESTION):
         names = [row.name for row in rows.ROWS if row.name.partition("-clock")[0] == base]
         for i, row in enumerate(names):
-            for run in (run for data in datasets for run in results.of(scale, data, row).values()):
+            runs = [run for data in datasets for run in results.of(scale, data, row).values()]
+            for run in (run for run in runs if attempt(rank_curve, run)):
                 settings = run["config"]["arguments"]
                 epochs = np.array([0, *(point["epoch"] for point in run["history"])])
-                steps = epochs * (settings["train_size"] or 50_000) // settings["batch_size"]
+                every = run["images_per_second"] * run["seconds"] / settings["batch_size"]
+                steps = epochs / settings["epochs"] * every
                 label = f"lr {settings['lr']:g}, wd {settings['weight_decay']:g}"
                 style = {"marker": MARKERS[i], "linestyle": STYLES[i % 6], "markersize": 3, "label": label}
                 for axis, x in zip(line, (horizons(run, epochs), steps)):
@@ -363,7 +366,7 @@ def draw_shut(results, scale, datasets, _):
             style = {"hatch": hatch, "edgecolor": "white", "capsize": 2, "label": f"{row} (n = {len(found)})"}
             axis.bar(place + shift, counts.mean(0), 0.25, yerr=spread, **style)
             axis.set_xticks(place, [what.replace(", ", "\n") for what in found[0]], fontsize=8)
-        axis.set_title(title(dataset))
+        axis.set(title=title(dataset), ylim=(0, max(1, axis.get_ylim()[1])))  # there may be none
         axis.legend(fontsize=8)
     axes[0, 0].set_ylabel("coordinates of h")
     return figure

@@ -179,6 +179,20 @@ def test_without_a_compiler_training_is_eager_unless_it_was_asked_for(gpu, capsy
         computation("--compile")
 
 
+def test_each_process_takes_a_gpu_of_its_own_and_more_of_them_are_an_error(gpu, monkeypatch):
+    gpu((9, 0))
+    taken = []
+    monkeypatch.setattr(common, "processes", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    computation()
+    assert taken == ["cuda:3"]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    with pytest.raises(common.UserError, match="4 processes need as many GPUs; there are 3"):
+        computation()
+
+
 def test_a_gpu_that_the_wheel_has_no_kernels_for_is_an_error(gpu, monkeypatch):
     def no_kernel(*_, **__):
         raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
