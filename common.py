@@ -66,14 +66,19 @@ class UserError(ValueError):
 # and evaluates.
 
 
+def together():
+    """Whether there are others."""
+    return dist.is_available() and dist.is_initialized()
+
+
 def rank():
     """This process's number."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if together() else 0
 
 
 def processes():
     """How many there are."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if together() else 1
 
 
 _STORE = []  # what all processes see
@@ -81,7 +86,7 @@ _STORE = []  # what all processes see
 
 def join_processes():
     """Meets the processes that torchrun's environment speaks of, if there are others."""
-    if os.environ.get("WORLD_SIZE", "1") == "1" or dist.is_initialized():
+    if os.environ.get("WORLD_SIZE", "1") == "1" or together():
         return
     limits = (
         datetime.timedelta(minutes=5),
@@ -99,7 +104,7 @@ def join_processes():
 
 def leave_processes():
     """Ends the exchange; from here on every process is alone."""
-    if dist.is_initialized():
+    if together():
         dist.destroy_process_group()
 
 
@@ -1894,7 +1899,7 @@ def fail(text, code):
     """Ends the program. Of several processes that fail alike one says why, in a line."""
     first = os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
     line = " ".join(text.split())
-    if dist.is_initialized():
+    if together():
         first = _STORE[0].add(line, 1) == 1
     if first:
         sys.stderr.write(f"{line}\n")
