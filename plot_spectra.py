@@ -336,7 +336,10 @@ def draw_clock(results, scale, datasets, _):
         names = [row.name for row in rows.ROWS if row.name.partition("-clock")[0] == base]
         for i, row in enumerate(names):
             runs = [run for data in datasets for run in results.of(scale, data, row).values()]
-            for run in (run for run in runs if attempt(rank_curve, run)):
+            runs = [
+                run for run in runs if attempt(get, run, "images_per_second") and attempt(rank_curve, run)
+            ]
+            for run in runs:
                 settings = run["config"]["arguments"]
                 epochs = np.array([0, *(point["epoch"] for point in run["history"])])
                 every = run["images_per_second"] * run["seconds"] / settings["batch_size"]
@@ -347,7 +350,8 @@ def draw_clock(results, scale, datasets, _):
                     axis.plot(x, rank_curve(run), color=f"C{i}", **style)
         line[0].set(xscale="symlog", xlabel=HORIZON, ylabel=RANK, title=base)
         line[1].set(xlabel="steps", title=base)
-        line[1].legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
+        if line[1].lines:
+            line[1].legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
