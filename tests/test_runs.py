@@ -323,7 +323,7 @@ def test_on_real_images_a_short_run_beats_raw_pixels(request, script, tmp_path):
     data = common.subset(common.load_dataset("cifar10", folder), 5000)
     pixels = [common.normalize(x).flatten(1) for x in (data.x_train, data.x_test)]
     raw = common.knn_accuracy(pixels[0], data.y_train, pixels[1], data.y_test)
-    assert read(tmp_path / "run")["knn200"] > raw
+    assert read(tmp_path / "run")["knn200"] > raw + 2
 
 
 @pytest.mark.parametrize("flags", ["--layer z", "--norms", "--covariance --layer projector_hidden"])
