@@ -27,7 +27,7 @@ demo: | $(READY)  ## (default) three SimCLR rows on drawn images, and their spec
 	$(PY) $(DEMO) --out runs/demo-noproj-lastlayer --no-projector --reg lastlayer
 	$(PY) plot_spectra.py runs/demo-simclr runs/demo-noproj runs/demo-noproj-lastlayer -o figures/demo.png
 
-toy: | $(READY)  ## figures/toy-*.png and results/toy.json: DirectCLR's and WERank's theory; 2 minutes
+toy: | $(READY)  ## figures/toy-*.png and results/toy.json: DirectCLR's and WERank's theory; 5 minutes
 	$(PY) toy_linear.py
 
 table2:  ## LL table 2; SCALE=paper|short|compressed|mlp|mini SEEDS="0 1 2" DATASETS=... DATA=<folder> BUDGET=9m JOBS=2

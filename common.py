@@ -88,13 +88,11 @@ def join_processes():
     """Meets the processes that torchrun's environment speaks of, if there are others."""
     if os.environ.get("WORLD_SIZE", "1") == "1" or together():
         return
-    limits = (
-        datetime.timedelta(minutes=5),
-        datetime.timedelta(hours=2),
-    )  # others wait while the first evaluates
+    to_come = datetime.timedelta(minutes=5)
+    to_answer = datetime.timedelta(hours=2)  # others wait while the first evaluates
     try:
-        store, number, count = next(dist.rendezvous("env://", timeout=limits[0]))
-        dist.init_process_group(store=store, rank=number, world_size=count, timeout=limits[1])
+        store, number, count = next(dist.rendezvous("env://", timeout=to_come))
+        dist.init_process_group(store=store, rank=number, world_size=count, timeout=to_answer)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"WORLD_SIZE is set, and the processes can't meet ({brief(error)})") from None
     _STORE.append(store)
@@ -496,8 +494,10 @@ class Augment:
 
         def chosen(drawn, probability):
             first, second = _pair(probability)
+            if first == second:
+                return drawn < first
             in_first = torch.arange(drawn.numel(), device=drawn.device) < drawn.numel() / 2
-            return drawn < (torch.where(in_first, first, second) if first != second else first)
+            return drawn < torch.where(in_first, first, second)
 
         area = height * width * between(attempts, *self.scale)
         ratio = between(ratios, math.log(3 / 4), math.log(4 / 3)).exp()

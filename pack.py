@@ -35,6 +35,7 @@ def pack(path, size, skip_broken=False):
         listing = digest(images)
         note_file = folder / f"{split}.json"
         note = common.read_json(note_file) if note_file.exists() else {}
+        note = note if isinstance(note, dict) else {}
         whole = (folder / f"{split}.npy").exists()
         if whole and note.get("listing") != listing:
             raise common.UserError(f"{path / split} has changed since it was packed into {folder}: {ANEW}")
