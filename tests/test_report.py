@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import ROOT
 
+import claims
 import plot_spectra as plot
 import report
 import rows
@@ -98,9 +99,9 @@ def estimate(gaps, shift=0.0):
 
 @pytest.mark.parametrize("df", T95)
 def test_students_quantiles_are_a_printed_tables(df):
-    assert report.T975[df - 1] == pytest.approx(T95[df], abs=6e-4)
-    assert report.outside(T95[df], df) == pytest.approx(0.05, abs=6e-5)
-    assert report.outside(T99[df], df) == pytest.approx(0.01, abs=2e-5)
+    assert claims.T975[df - 1] == pytest.approx(T95[df], abs=6e-4)
+    assert claims.outside(T95[df], df) == pytest.approx(0.05, abs=6e-5)
+    assert claims.outside(T99[df], df) == pytest.approx(0.01, abs=2e-5)
 
 
 @pytest.mark.parametrize(
@@ -123,14 +124,14 @@ def test_students_quantiles_are_a_printed_tables(df):
     ],
 )
 def test_outcomes_follow_the_interval(gaps, bound, within, said):
-    part = report.Part("", "", [], None, bound, within)
-    assert report.outcome(part, report.estimate(gaps)) == said
-    assert report.outcome(part, None) == "not measured"
+    part = claims.Part("", "", [], None, bound, within)
+    assert claims.outcome(part, claims.estimate(gaps)) == said
+    assert claims.outcome(part, None) == "not measured"
 
 
 def test_a_refutation_has_to_stand_among_all_parts_of_a_claim():
-    e = report.estimate([-0.3, -0.5, -0.4])  # t = 6.9: 2 % of Student's with 2 degrees of freedom
-    said = [report.outcome(report.Part("", "", [], None), e, among) for among in (2, 4)]
+    e = claims.estimate([-0.3, -0.5, -0.4])  # t = 6.9: 2 % of Student's with 2 degrees of freedom
+    said = [claims.outcome(claims.Part("", "", [], None), e, among) for among in (2, 4)]
     assert said == ["refuted", "undecided, against it"]
 
 
@@ -141,7 +142,7 @@ def test_a_cliff_is_counted_by_rank_and_its_rounding_errors_by_nothing():
     assert np.isnan(plot.ln_spectrum(cliff)[10:]).all()
     # of two cliffs only what lies between them has changed, whatever the rounding errors are
     other = [1.0] * 20 + [1e-14] * 44
-    np.testing.assert_allclose(report.change(other, cliff), [0] * 10 + [-np.log(1e-12)] * 10 + [0] * 44)
+    np.testing.assert_allclose(claims.change(other, cliff), [0] * 10 + [-np.log(1e-12)] * 10 + [0] * 44)
 
 
 def test_rank_does_not_see_a_large_mean_and_rankme_sees_nothing_else():
@@ -159,8 +160,8 @@ def test_units_that_no_image_opens_are_dead(count):
     norms = {"variance": np.maximum(h, 0).var(0, ddof=1).tolist(), "folded": [2.0] * D}
     norms["bare"] = [1e-3] * count + [1.0] * (D - count)
     assert plot.measure({"row_norms": norms}, "dead") == count
-    assert report.dead_rows("bare", {"row_norms": norms}) == pytest.approx(np.log(1000))
-    assert report.dead_rows("folded", {"row_norms": norms}) == 0
+    assert claims.dead_rows("bare", {"row_norms": norms}) == pytest.approx(np.log(1000))
+    assert claims.dead_rows("folded", {"row_norms": norms}) == 0
 
 
 def test_a_rank_deficient_weight_without_dead_coordinates_refutes_proposition_1():
@@ -171,17 +172,17 @@ def test_a_rank_deficient_weight_without_dead_coordinates_refutes_proposition_1(
     norms = {"variance": h.var(0).tolist(), "bare": (weight**2).sum(1).tolist()}
     result = {"spectra": {"h": common.covariance_spectrum(torch.from_numpy(h)).tolist()}, "row_norms": norms}
     result["start"] = {"spectra": {"h": [1.0] * D}}
-    assert report.lost(result) == pytest.approx(100 * (D - 5) / D)
-    assert report.least_row("bare", result) == pytest.approx(0) and np.isnan(report.dead_rows("bare", result))
+    assert claims.lost(result) == pytest.approx(100 * (D - 5) / D)
+    assert claims.least_row("bare", result) == pytest.approx(0) and np.isnan(claims.dead_rows("bare", result))
     norms["variance"] = [0.0] + [1.0] * 63  # there is a dead one
-    assert np.isnan(report.least_row("bare", result))
-    part = next(part for part in report.CLAIM_PARTS if part.claim == "C11" and "least" in part.text)
-    assert report.outcome(part, report.estimate([0.0, 0.01, 0.02])) == "refuted"
+    assert np.isnan(claims.least_row("bare", result))
+    part = next(part for part in claims.CLAIM_PARTS if part.claim == "C11" and "least" in part.text)
+    assert claims.outcome(part, claims.estimate([0.0, 0.01, 0.02])) == "refuted"
 
 
 def values(claim, *results):
     """The values of a claim's parts, in order, for results in the places of every pair's rows."""
-    parts = [part for part in report.CLAIM_PARTS if part.claim == claim]
+    parts = [part for part in claims.CLAIM_PARTS if part.claim == claim]
     return [plot.attempt(part.value, *(results * 2)[: len(part.pairs[0])]) for part in parts]
 
 
@@ -403,7 +404,7 @@ def test_no_folder_is_an_error_and_no_results_make_a_page_that_says_so(page, scr
     assert done.returncode == 2 and len(done.err.splitlines()) == 1 and not (tmp_path / "RESULTS.md").exists()
     text, lines, _ = page()
     assert "Nothing that answers it has been measured yet" in text and "**Open** until a GPU runs" in text
-    assert {lines[claim][0][2] for claim in (*report.CLAIMS, "C19")} == {"**no data**"}
+    assert {lines[claim][0][2] for claim in (*claims.CLAIMS, "C19")} == {"**no data**"}
 
 
 # (rank, dead coordinates) with the projector and without, and what is said of either
@@ -463,8 +464,8 @@ def test_the_cost_is_judged_by_the_keys_of_a_benchmark_and_needs_the_depth(deep,
     found |= {f"penalty-{reg}-width-power": power for reg in ("lastlayer", "werank")}
     found |= dict(zip(("penalty-lastlayer-resnet34", "penalty-werank-resnet34"), deep))
     rows_ = [{"key": key, "value": value} for key, value in found.items()]
-    assert report.cost({"rows": rows_})[0] == said
-    assert report.cost({"rows": [{"what": "lastlayer with its gradient", "value": 3}]}) is None
+    assert claims.cost({"rows": rows_})[0] == said
+    assert claims.cost({"rows": [{"what": "lastlayer with its gradient", "value": 3}]}) is None
 
 
 def test_the_papers_numbers_are_at_their_rows():
