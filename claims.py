@@ -1,7 +1,6 @@
 """What the papers claim of trained networks, how each claim is judged, and the statistics for it.
 
-report.py takes the results and prints what this says of them. The claims in words are docs/claims.md, the
-rules docs/method.md.
+report.py takes the results and prints what this says of them. The words: docs/claims.md, docs/method.md.
 """
 
 from collections.abc import Callable
@@ -111,8 +110,7 @@ def collapse(claim, bare, other, statistic="rank_1e-3", role="decides"):
 
 
 def change(first, last):
-    """ln σ_k of a spectrum minus that of another, for the k that both have; a rounding error counts as 1e-12
-    of the smaller σ₁."""
+    """ln σ_k of a spectrum minus another's, for the k of both; rounding errors: 1e-12 of the smaller σ₁."""
     pair = [ln_spectrum(spectrum) for spectrum in (first, last)]
     limit = min(spectrum[0] for spectrum in pair) + np.log(plot.FLOOR)
     first, last = (np.nan_to_num(spectrum[: min(map(len, pair))], nan=limit) for spectrum in pair)
@@ -252,8 +250,7 @@ T975 = (
 
 
 def outside(t, df):
-    """P(|T| > t) of Student's T with df degrees of freedom: of T = √df tan θ, θ has the density cos(θ)^(df-1)
-    up to a factor."""
+    """P(|T| > t) of Student's T with df degrees of freedom: T = √df tan θ, θ's density ~ cos(θ)^(df-1)."""
     start = np.arctan(t / np.sqrt(df)) / (np.pi / 2)
     middles = (np.arange(10_000) + 0.5) / 10_000
     whole, tail = (np.cos((low + (1 - low) * middles) * np.pi / 2) ** (df - 1) for low in (0, start))

@@ -25,8 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-# Importing torch takes seconds. Ctrl-C ends the process there, without a traceback. (A thread has no say in
-# it.)
+# Importing torch takes seconds: Ctrl-C ends the process there, without a traceback. A thread can't set that.
 with contextlib.suppress(ValueError):
     _interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)
 
@@ -45,8 +44,7 @@ with contextlib.suppress(ValueError, NameError):
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# float32 means float32: TF32's noise would hide small singular values. So PyTorch's advice to switch it on is
-# no news.
+# float32 means float32: TF32's noise would hide small singular values, so the advice to use it is silenced.
 torch.set_float32_matmul_precision("highest")
 torch.backends.cudnn.allow_tf32 = False
 warnings.filterwarnings("ignore", message=".*TensorFloat32 tensor cores.*")
@@ -62,8 +60,7 @@ class UserError(ValueError):
 
 # -------------------------------------------------------------------------------------------------- processes
 # Started by torchrun, every process has a device, a share of each batch, and the same weights. All embeddings
-# come together in `embed`, so every process computes the loss of the whole batch. Process 0 writes, prints
-# and evaluates.
+# meet in `embed`, so every process computes the loss of the whole batch. Process 0 evaluates, writes, prints.
 
 
 def together():
@@ -150,9 +147,11 @@ class _Gather(torch.autograd.Function):
 
 
 def gather(z):
-    """z (B, m) of the whole batch from each process's own (B / processes, m). Every process computes the same
-    loss, so its own rows of the gradient, times the number of processes, are what `average_gradients`
-    needs."""
+    """z (B, m) of the whole batch from each process's own (B / processes, m).
+
+    Every process computes the same loss. `average_gradients` divides by their number, so each one's own rows
+    of the gradient are multiplied by it.
+    """
     return _Gather.apply(z.contiguous())
 
 
@@ -596,11 +595,9 @@ def resnet(arch="resnet18", stem="cifar", width=64):
 
 
 class MLP(nn.Module):
-    """Three linear layers of width D with ReLU between them, no biases, no BatchNorm: (B, 3, s, s) to h (B,
-    D).
+    """(B, 3, s, s) to h (B, D): three linear layers with ReLU between them, no biases, no BatchNorm.
 
-    It stands between the theory's linear models and ResNets: nothing comes between the last weight W and h =
-    W x.
+    It stands between the theory's linear models and ResNets: h = W x with nothing behind the last weight W.
     """
 
     def __init__(self, image_size, dim):
@@ -704,8 +701,7 @@ def projector(kind, dim, hidden=None, out=128, final_bn=False):
     """The map from h (B, dim) to z, a module. UserError for an unknown kind or sizes that do not fit.
 
     mlp: Linear, BatchNorm, ReLU, Linear, no biases, hidden = dim (SimCLR). linear: to `out` (DirectCLR table
-    1). none: h. final_bn: mlp with a BatchNorm at its end, as lightly's SimCLR head and DirectCLR's public
-    code have one.
+    1). none: h. final_bn: mlp with a BatchNorm at its end, as in lightly and DirectCLR's public code.
     """
     hidden = dim if hidden is None else hidden
     if kind not in ("mlp", "linear", "none"):
@@ -879,8 +875,7 @@ def number(kind, low, high=2**20):
 
 
 def size(text):
-    """An argparse type: a number of dimensions, an int, or with a point a share of D, which `resolve` makes
-    one."""
+    """An argparse type: dimensions, a whole number, or with a point a share of D, for `resolve`."""
     value = float(text) if "." in text else int(text)
     if not (0 < value <= 1 if "." in text else 1 <= value <= 2**20):
         raise argparse.ArgumentTypeError(f"{text} is no whole number >= 1, nor a share of D such as 0.5")
@@ -926,12 +921,10 @@ def arguments(doc):
     add("--width", type=number(int, 1, 4096), default=64, help="channels of the first stage (64)")
     add("--stem", choices=("auto", "cifar", "imagenet"), default="auto", help="auto: cifar to 64 pixels")
     add = parser.add_argument_group("penalty on weights").add_argument
-    add(
-        "--reg", choices=tuple(REG_WEIGHT), default="none", help="(none; LL eq. 11, WERank, SparseHead, ours)"
-    )
-    add(
-        "--reg-weight", type=number(float, 0), help="(lastlayer, lastlayer-bn 1, werank 0.1, sparsehead 1e-4)"
-    )
+    regs = tuple(REG_WEIGHT)
+    add("--reg", choices=regs, default="none", help="(none; LL eq. 11, WERank, SparseHead, ours)")
+    weights = "(lastlayer, lastlayer-bn 1, werank 0.1, sparsehead 1e-4)"
+    add("--reg-weight", type=number(float, 0), help=weights)
     add("--reg-on", choices=("auto", "encoder", "projector"), help="auto: the projector if it trains (auto)")
     add = parser.add_argument_group("optimisation").add_argument
     add("--epochs", type=number(int, 1), default=200, help="(200: lightly; LL is silent)")
@@ -976,8 +969,7 @@ def check_projector(args, uses):
 
 
 def resolve(args):
-    """Arguments with the defaults that depend on others filled in, and shares of D as dimensions; `args`
-    stays."""
+    """A copy of the arguments: defaults that depend on others filled in, shares of D as dimensions."""
     args = argparse.Namespace(**vars(args))
     b = args.batch_size
     if args.lr is None:
@@ -996,11 +988,9 @@ def resolve(args):
 
 
 def prepare(args, resolve=resolve):
-    """(the arguments, with device, precision and every default filled in; the data, on the device). Seeds
-    torch.
+    """(arguments, with device, precision and every default filled in; data, on the device). Seeds torch.
 
-    resolve: the script's own. UserError where the device, the compiler, the data or their sizes can't be
-    used.
+    resolve: the script's own. UserError for a device, compiler, data or sizes that can't be used.
     """
     join_processes()
     args = _computation(args)
@@ -1179,9 +1169,7 @@ def training_step(args, encoder, projector, loss, modules=()):
 
     if args.compile:
         augment.compile()
-    if (
-        args.compile and processes() == 1
-    ):  # exchange between processes breaks graphs: there networks run eagerly
+    if args.compile and processes() == 1:  # exchange between processes breaks graphs
         # the matrix exponential of a parametrisation asks the host, which a CUDA graph can't
         graphs = cuda and not any(map(nn.utils.parametrize.is_parametrized, model.modules()))
         how = {"mode": "reduce-overhead"} if graphs else {"options": {"layout_optimization": cuda}}
@@ -1224,8 +1212,7 @@ class Training:
         self.start = None  # statistics before the first step
 
     def train_on(self, images, lr):
-        """One step. On a CPU a loss that is not finite ends it here; on a GPU to look is to wait: once an
-        epoch."""
+        """One step. A CPU checks the loss at once; a GPU would have to wait for it, so once an epoch."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         # The step that compiles takes a minute and has nothing to lose: a signal ends the process at once.
@@ -1605,14 +1592,12 @@ def ranks(spectrum):
 
 
 def dead(variance):
-    """Mask of the coordinates with less than 1 % of the mean variance. (The median fails where half of them
-    are.)"""
+    """Mask of the coordinates with less than 1 % of the mean variance: the median may be a dead one's."""
     return variance <= 0.01 * variance.mean()
 
 
 def rank_statistics(h):
-    """What a run follows over time, of test features h (N, D): `ranks`, RankMe, and which coordinates are
-    dead."""
+    """What a run follows over time, of test features h (N, D): `ranks`, RankMe, the dead coordinates."""
     return {
         **ranks(covariance_spectrum(h)),
         "rankme": rankme(h),
@@ -1632,8 +1617,7 @@ def min_max_ratio(z):
 
 
 def heat_map(c):
-    """A covariance c (D, D) in units of its mean diagonal: its first 32 x 32 block, and the mean
-    |off-diagonal|."""
+    """Of a covariance c (D, D) over its mean diagonal: the first 32 x 32, and the mean |off-diagonal|."""
     c = c / c.diagonal().mean().clamp(min=1e-30)
     outside = (c.abs().sum() - c.diagonal().sum()) / max(1, c.numel() - len(c))
     block = [[round(value, 3) for value in row] for row in c[:32, :32].tolist()]
@@ -1657,8 +1641,7 @@ def row_norms(encoder, h, penultimate):
 
 
 def weight_spectra(encoder, projector):
-    """{name: singular values} of the weights of the encoder's last block (the MLP's layers) and the
-    projector."""
+    """{name: singular values} of weights: the encoder's last block (all of the MLP), the projector."""
     whole = isinstance(encoder, MLP)
     block = encoder if whole else encoder.layer4[-1]
     prefix = "" if whole else f"layer4.{len(encoder.layer4) - 1}."
@@ -1714,8 +1697,10 @@ def start_statistics(encoder, projector, data):
 
 
 def evaluate(encoder, projector, data, frozen=None):
-    """kNN-200 of h and z, kNN-5, linear probe (percent) and `layer_statistics`; frozen: `representations`, if
-    known."""
+    """kNN-200 of h and z, kNN-5, linear probe, in percent, and `layer_statistics`.
+
+    frozen: `representations` of the data, if known.
+    """
     frozen = frozen or representations(encoder, data)
     top1, top5 = linear_probe(*frozen)
     return {
@@ -1917,8 +1902,7 @@ def _is_out_of_memory(error):
 
 
 def run(main):
-    """Calls a script's main(): bad input is one line and exit code 2, no memory left exit code 1; SIGINT,
-    SIGTERM are 130, 143."""
+    """Calls a script's main(). Exit codes: 2 bad input, in one line; 1 no memory left; 130, 143 signals."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda n, _: sys.exit(128 + n))
     for stream in (sys.stdout, sys.stderr):

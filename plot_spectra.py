@@ -329,8 +329,7 @@ def draw_history(results, scale, datasets, _):
 
 
 def draw_clock(results, scale, datasets, _):
-    """Rank of h against H and against steps, a curve a run: where curves of equal H lie on each other, H is
-    the clock of collapse."""
+    """Rank of h against H and against steps, a curve a run. Where curves over H agree, H is the clock."""
     figure, axes = panels(f"The clock of collapse ({scale}), a curve a run", len(QUESTION), 2, 5.2, 3.2)
     for line, base in zip(axes, QUESTION):
         names = [row.name for row in rows.ROWS if row.name.partition("-clock")[0] == base]
