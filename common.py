@@ -63,19 +63,19 @@ class UserError(ValueError):
 # meet in `embed`, so every process computes the loss of the whole batch. Process 0 evaluates, writes, prints.
 
 
-def together():
-    """Whether there are others."""
+def distributed():
+    """Whether torchrun has started several processes, and they have met."""
     return dist.is_available() and dist.is_initialized()
 
 
-def rank():
+def process_index():
     """This process's number."""
-    return dist.get_rank() if together() else 0
+    return dist.get_rank() if distributed() else 0
 
 
 def processes():
     """How many there are."""
-    return dist.get_world_size() if together() else 1
+    return dist.get_world_size() if distributed() else 1
 
 
 _STORE = []  # what all processes see
@@ -83,7 +83,7 @@ _STORE = []  # what all processes see
 
 def join_processes():
     """Meets the processes that torchrun's environment speaks of, if there are others."""
-    if os.environ.get("WORLD_SIZE", "1") == "1" or together():
+    if os.environ.get("WORLD_SIZE", "1") == "1" or distributed():
         return
     to_come = datetime.timedelta(minutes=5)
     to_answer = datetime.timedelta(hours=2)  # others wait while the first evaluates
@@ -93,20 +93,20 @@ def join_processes():
     except (RuntimeError, ValueError) as error:
         raise UserError(f"WORLD_SIZE is set, and the processes can't meet ({brief(error)})") from None
     _STORE.append(store)
-    if rank():
+    if process_index():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, it stays open
 
 
 def leave_processes():
     """Ends the exchange; from here on every process is alone."""
-    if together():
+    if distributed():
         dist.destroy_process_group()
 
 
 def first_process(function):
     """What function() returns or what UserError it raises in process 0, in every process."""
     outcome = [None, None]
-    if rank() == 0:
+    if process_index() == 0:
         try:
             outcome[0] = function()
         except UserError as error:
@@ -125,7 +125,7 @@ def in_turn(function):
     return found[0] if found else function()
 
 
-def largest(number):
+def max_over_processes(number):
     """The largest of all processes' numbers, whole ones. Hosts wait for each other here, devices do not."""
     if processes() == 1:
         return number
@@ -143,7 +143,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        return processes() * gradient.chunk(processes())[rank()]
+        return processes() * gradient.chunk(processes())[process_index()]
 
 
 def gather(z):
@@ -304,7 +304,9 @@ def subset(data, size):
 def batches(data, order, batch, first, device):
     """Batches of the training images, (B, 3, H, W) on the device, in this order (N,), from the first-th on,
     without an incomplete one; of several processes each gets its share. What lies in files is read ahead."""
-    order = order[: len(order) // batch * batch].view(-1, processes(), batch // processes())[first:, rank()]
+    order = order[: len(order) // batch * batch].view(-1, processes(), batch // processes())[
+        first:, process_index()
+    ]
     if not data.mapped:
         yield from (data.x_train[part] for part in order)
         return
@@ -314,11 +316,12 @@ def batches(data, order, batch, first, device):
         return images.pin_memory() if device.type == "cuda" else images
 
     with ThreadPoolExecutor(1) as pool:
-        ahead = None
-        for part in [*order.cpu(), None]:
-            now, ahead = ahead, part is not None and pool.submit(read, part)
-            if now:
-                yield now.result().to(device, non_blocking=True)
+        first_part, *parts = order.cpu()
+        reading = pool.submit(read, first_part)
+        for part in [*parts, None]:
+            images = reading.result()
+            reading = None if part is None else pool.submit(read, part)
+            yield images.to(device, non_blocking=True)
 
 
 # ----------------------------------------------------------------------------------------------- augmentation
@@ -417,6 +420,9 @@ def normalize(x, mean=IMAGENET_MEAN, std=IMAGENET_STD):
     return torch.stack([(x[:, channel] - mean[channel]) / std[channel] for channel in range(3)], 1)
 
 
+NO_BLUR = 0.01  # sigma, in pixels
+
+
 def _pair(value):
     return tuple(value) if isinstance(value, tuple | list) else (value, value)
 
@@ -486,7 +492,8 @@ class Augment:
 
     def parameters(self, uniform, height, width):
         """The parameters of views, but for the jitter's order, from numbers (32, n) uniform in [0, 1)."""
-        attempts, ratios, share, choices, strengths = uniform.split((10, 10, 2, 5, 5))
+        areas, ratios, places, chances, strengths = uniform.split((10, 10, 2, 5, 5))
+        for_jitter, for_flip, for_grey, for_blur, for_solarize = chances
 
         def between(values, low, high):
             return values * (high - low) + low
@@ -498,7 +505,7 @@ class Augment:
             in_first = torch.arange(drawn.numel(), device=drawn.device) < drawn.numel() / 2
             return drawn < torch.where(in_first, first, second)
 
-        area = height * width * between(attempts, *self.scale)
+        area = height * width * between(areas, *self.scale)
         ratio = between(ratios, math.log(3 / 4), math.log(4 / 3)).exp()
         w = (area * ratio).sqrt().round()
         h = (area / ratio).sqrt().round()
@@ -509,9 +516,8 @@ class Augment:
         w = torch.where(found, w.gather(0, first)[0], min(width, round(height * 4 / 3)))
         h = torch.where(found, h.gather(0, first)[0], min(height, round(width * 4 / 3)))
         room = torch.stack([height - h, width - w])
-        top, left = torch.where(found, (share * (room + 1)).minimum(room), room / 2).floor()
-        no_blur = 0.01  # pixels
-        jittered = choices[0] < self.jitter_p
+        top, left = torch.where(found, (places * (room + 1)).minimum(room), room / 2).floor()
+        jittered = for_jitter < self.jitter_p
         ranges = [(max(0, 1 - strength), 1 + strength, 1) for strength in self.jitter[:3]]
         ranges.append((-self.jitter[3], self.jitter[3], 0))
         factors = [
@@ -520,11 +526,11 @@ class Augment:
         ]
         return {
             "box": (top, left, h, w),
-            "flip": choices[1] < self.flip,
+            "flip": for_flip < self.flip,
             "factors": tuple(factors),
-            "grey": choices[2] < self.grey_p,
-            "sigma": torch.where(chosen(choices[3], self.blur_p), between(strengths[4], 0.1, 2), no_blur),
-            "solarized": chosen(choices[4], self.solarize_p),
+            "grey": for_grey < self.grey_p,
+            "sigma": torch.where(chosen(for_blur, self.blur_p), between(strengths[4], 0.1, 2), NO_BLUR),
+            "solarized": chosen(for_solarize, self.solarize_p),
         }
 
     def apply(self, x, box, flip, factors, order, grey, sigma, solarized):
@@ -718,7 +724,7 @@ def projector(kind, dim, hidden=None, out=128, final_bn=False):
         nn.ReLU(),
         nn.Linear(hidden, out, bias=False),
     ]
-    return nn.Sequential(*layers, *[nn.BatchNorm1d(out)] * final_bn)
+    return nn.Sequential(*layers, nn.BatchNorm1d(out)) if final_bn else nn.Sequential(*layers)
 
 
 def embed(encoder, projector, x1, x2):
@@ -838,17 +844,17 @@ def regularizer(args, encoder, projector):
     if args.reg == "lastlayer-bn" and on != "encoder":
         raise UserError(f"--reg lastlayer-bn acts on the encoder: --reg-on {on} makes no sense")
     layer = last_layer(encoder, projector, on)
-    norm = encoder_end(encoder)[1]
     of_projector = trained_linears(projector)
     of_encoder = [m for m in encoder.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     every = {"auto": of_encoder + of_projector, "encoder": of_encoder, "projector": of_projector}[on]
-    return {
+    penalty = {
         "none": lambda: 0.0,
-        "lastlayer": lambda: args.reg_weight * lastlayer_penalty(layer.weight),
-        "werank": lambda: args.reg_weight * werank_penalty(m.weight for m in every),
-        "sparsehead": lambda: args.reg_weight * sparsehead_penalty(layer.weight),
-        "lastlayer-bn": lambda: args.reg_weight * (lastlayer_penalty(layer.weight) + batchnorm_penalty(norm)),
+        "lastlayer": lambda: lastlayer_penalty(layer.weight),
+        "werank": lambda: werank_penalty(m.weight for m in every),
+        "sparsehead": lambda: sparsehead_penalty(layer.weight),
+        "lastlayer-bn": lambda: lastlayer_penalty(layer.weight) + batchnorm_penalty(encoder_end(encoder)[1]),
     }[args.reg]
+    return lambda: args.reg_weight * penalty()
 
 
 # -------------------------------------------------------------------------------------------------- arguments
@@ -993,7 +999,7 @@ def prepare(args, resolve=resolve):
     resolve: the script's own. UserError for a device, compiler, data or sizes that can't be used.
     """
     join_processes()
-    args = _computation(args)
+    args = _choose_device(args)
     batch = args.batch_size
     if batch % processes() or batch < 2 * processes():
         raise UserError(f"--batch-size {batch} can't be shared by {processes()} processes, 2 images each")
@@ -1023,7 +1029,7 @@ def _to_device(data, device):
     return found._replace(x_train=data.x_train.to(device), x_test=data.x_test.to(device), mapped=False)
 
 
-def _computation(args):
+def _choose_device(args):
     """The arguments with device, precision and compile filled in, each tried."""
     args = argparse.Namespace(**vars(args))
     asked = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -1031,7 +1037,7 @@ def _computation(args):
     if processes() > 1 and asked == "cuda" and torch.cuda.is_available():
         if here > torch.cuda.device_count():
             raise UserError(f"{here} processes need as many GPUs; there are {torch.cuda.device_count()}")
-        asked = f"cuda:{os.environ.get('LOCAL_RANK', rank())}"
+        asked = f"cuda:{os.environ.get('LOCAL_RANK', process_index())}"
         torch.cuda.set_device(asked)
     try:
         device = torch.zeros(1, device=asked).device
@@ -1153,7 +1159,7 @@ def training_step(args, encoder, projector, loss, modules=()):
     # Views have a generator of their own: runs of one seed share them, whatever else a method draws.
     generator = torch.Generator(args.device).manual_seed(args.seed)
     odds = {"grey_p": args.grey_p, "blur_p": args.blur_p, "solarize_p": args.solarize_p}
-    share = (rank(), processes())
+    share = (process_index(), processes())
     augment = Augment(args.image_size, args.crop_scale, jitter=args.jitter, **odds, share=share)
     model = nn.ModuleDict({"encoder": encoder, "projector": projector, "others": nn.ModuleList(modules)})
     if processes() > 1 and cuda:
@@ -1280,17 +1286,17 @@ class Training:
         """Appends the line to metrics.jsonl; the next epoch's loss starts at 0."""
         self.metrics.append(line)
         self.epoch_loss.zero_()
-        if rank() == 0:
+        if process_index() == 0:
             with open(path, "a") as file:
                 file.write(json.dumps(line) + "\n")
 
     def save_is_due(self):
         """Whether the last checkpoint is older than what a kill may cost, and this process writes it."""
-        return rank() == 0 and time.perf_counter() - self.last_save > SAVE_EVERY
+        return process_index() == 0 and time.perf_counter() - self.last_save > SAVE_EVERY
 
     def save(self, path):
         """Writes the checkpoint, unless the weights are not finite; of several processes the first does."""
-        if rank():
+        if process_index():
             return
         running = self.since is not None
         self.stop_clock()
@@ -1312,7 +1318,7 @@ def fit(args, data, encoder, projector, loss, name, probe=None, modules=()):
     CPU bit for bit.
     """
     run = Training(args, encoder, projector, loss, modules)
-    first = rank() == 0  # the process that writes, prints and evaluates
+    first = process_index() == 0  # the process that writes, prints and evaluates
     out, config, checkpoint = first_process(lambda: open_run(args, name))
     if result := first_process(lambda: _finished(out)):
         return result
@@ -1339,7 +1345,7 @@ def fit(args, data, encoder, projector, loss, name, probe=None, modules=()):
     quiet = None if first else True  # None: unless it is a terminal
     bar = tqdm(total=steps, initial=run.step, unit="img", unit_scale=batch, disable=quiet)
     stop = 0
-    signals = [0]  # and those that came in the midst of a step
+    signals = [0]  # and those that come, also in the midst of a step
     with on_signals(lambda number, _: signals.append(number)), bar:
         for epoch in range(run.step // per_epoch, args.epochs):
             order = epoch_order(args.seed, epoch, len(data.x_train), run.device)
@@ -1347,12 +1353,13 @@ def fit(args, data, encoder, projector, loss, name, probe=None, modules=()):
             for images in batches(data, order, batch, run.step % per_epoch, run.device):
                 run.train_on(images, rates[run.step])
                 bar.update()
-                stop = largest(signals[-1])
-                if (stop or run.save_is_due()) and run.step % per_epoch:
+                epoch_ends = run.step % per_epoch == 0
+                stop = max_over_processes(signals[-1])
+                if (stop or run.save_is_due()) and not epoch_ends:
                     run.save(out / "checkpoint.pt")
                 if stop:
                     break
-            if run.step % per_epoch == 0:
+            if epoch_ends:
                 run.stop_clock()
                 run.require_finite(run.epoch_loss)
                 line = run.epoch_line(epoch + 1, per_epoch, batch)
@@ -1362,7 +1369,7 @@ def fit(args, data, encoder, projector, loss, name, probe=None, modules=()):
                     line |= {"knn200": knn_accuracy(*frozen), **rank_statistics(frozen[2])}
                 run.end_epoch(line, out / "metrics.jsonl")
                 bar.write("  ".join(f"{key} {x:.5g}" for key, x in line.items() if not isinstance(x, list)))
-                stop = largest(signals[-1])
+                stop = max_over_processes(signals[-1])
                 if stop or run.step == steps or run.save_is_due():
                     run.save(out / "checkpoint.pt")
             if stop:
@@ -1645,15 +1652,13 @@ def weight_spectra(encoder, projector):
     whole = isinstance(encoder, MLP)
     block = encoder if whole else encoder.layer4[-1]
     prefix = "" if whole else f"layer4.{len(encoder.layer4) - 1}."
-    found = {
-        f"{prefix}{name}": m for name, m in block.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)
-    }
-    linears = {id(m) for m in trained_linears(projector or nn.Identity())}
-    if linears:
-        found |= {
-            f"projector.{name}".rstrip("."): m for name, m in projector.named_modules() if id(m) in linears
-        }
-    weights = {name: module.weight.detach().double().flatten(1) for name, module in found.items()}
+    layers = {prefix + name: m for name, m in block.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    projector = projector or nn.Identity()
+    linears = trained_linears(projector)
+    for name, module in projector.named_modules():
+        if module in linears:
+            layers[f"projector.{name}".rstrip(".")] = module  # of a projector that is a Linear the name is ""
+    weights = {name: module.weight.detach().double().flatten(1) for name, module in layers.items()}
     return {name: rounded(eigenvalues(_smaller_gram(weight)).sqrt()) for name, weight in weights.items()}
 
 
@@ -1871,7 +1876,7 @@ def _git_commit():
 
 def note(text):
     """Says on stderr, once, what a user should know."""
-    if rank() == 0:
+    if process_index() == 0:
         print(f"note: {text}", file=sys.stderr)
 
 
@@ -1884,7 +1889,7 @@ def fail(text, code):
     """Ends the program. Of several processes that fail alike one says why, in a line."""
     first = os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
     line = " ".join(text.split())
-    if together():
+    if distributed():
         first = _STORE[0].add(line, 1) == 1
     if first:
         sys.stderr.write(f"{line}\n")
@@ -1915,7 +1920,7 @@ def run(main):
     except (RuntimeError, MemoryError) as error:
         if _is_lost(error):
             what = brief(error).split(". ")[0]
-            why = f"process {rank()} has lost another one ({what}): --resume continues"
+            why = f"process {process_index()} has lost another one ({what}): --resume continues"
             sys.stderr.write(f"{script}: error: {why}\n")
             os._exit(1)  # what waits for the other would hang
         if not _is_out_of_memory(error):

@@ -149,7 +149,7 @@ def gpu(monkeypatch):
 
 
 def computation(*flags):
-    return common._computation(common.arguments("").parse_args(flags))
+    return common._choose_device(common.arguments("").parse_args(flags))
 
 
 @pytest.mark.parametrize(
