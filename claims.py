@@ -26,6 +26,7 @@ LEVEL = 0.05  # two-sided, of intervals and refutations
 UNDECIDED = "mini"  # decides nothing: with H = 0.03 of the papers' 11.7 nothing has time to collapse
 EQUAL = 1.0  # points of accuracy that count as none for "≈": DirectCLR's own pairs differ by up to 0.9
 AT_LEAST = 0.2  # points that may be missing for "≥", inclusive: LL's table 2 has a cell of -0.2
+ROUNDING = 1 / 6  # variance of the difference of two whole numbers, such as ranks, by rounding
 SAME_RANK = 5.0  # % of D: a rank that fell by less has not collapsed; seeds alone make 3
 HARDLY = 1 / 3  # of h's change: a layer whose spectrum changes by less has "hardly" changed (C9)
 VANISHED = 0.1  # of the usual ‖W^i‖²: a row above is not "near-zero" (C11)
@@ -110,21 +111,24 @@ def collapse(claim, bare, other, statistic="rank_1e-3", role="decides"):
 
 
 def change(first, last):
-    """ln σ_k of a spectrum minus another's, for the k of both; rounding errors: 1e-12 of the smaller σ₁."""
-    pair = [ln_spectrum(spectrum) for spectrum in (first, last)]
+    """ln σ_k of a spectrum minus another's, for the k of both. A rounding error is left out if both have one,
+    and else 1e-12 of the smaller σ₁."""
+    pair = [ln_spectrum(spectrum[: min(len(first), len(last))]) for spectrum in (first, last)]
     limit = min(spectrum[0] for spectrum in pair) + np.log(plot.FLOOR)
-    first, last = (np.nan_to_num(spectrum[: min(map(len, pair))], nan=limit) for spectrum in pair)
+    kept = ~np.isnan(pair).all(0)
+    first, last = (np.nan_to_num(spectrum[kept], nan=limit) for spectrum in pair)
     return first - last
 
 
 def rises(claim, kind, text, a, b, role="decides"):
-    """The Parts that a's spectrum of h is above b's: the mean of ln σ_k, in each of PARTS parts of the k."""
+    """The Parts that a's spectrum of h is above b's: the median change of ln σ_k, in each of PARTS parts of
+    the k, so most of the σ_k of every part have to rise."""
 
     def gap(i, x, y):
-        return np.array_split(change(get(x, kind, "h"), get(y, kind, "h")), PARTS)[i].mean()
+        return np.median(np.array_split(change(get(x, kind, "h"), get(y, kind, "h")), PARTS)[i])
 
     for i in range(PARTS):
-        yield Part(claim, f"{text}, part {i + 1} of {PARTS}", [(a, b)], partial(gap, i), role=role)
+        yield Part(claim, f"{text}, median of part {i + 1} of {PARTS}", [(a, b)], partial(gap, i), role=role)
 
 
 def moved(a, b, *place):
@@ -144,32 +148,49 @@ def hardly_weights(a, b):
     return HARDLY * last - before
 
 
-def inside_projector(kind):
-    """Mean over the k that both have of ln σ_k of the hidden layer minus that of z."""
-    return lambda result: change(get(result, kind, "projector_hidden"), get(result, kind, "z")).mean()
+def decorrelated(result, layer):
+    """How far the mean |off-diagonal| / diagonal of a layer's covariance has fallen since the start."""
+    return measure(result, "offdiagonal", layer, start=True) - measure(result, "offdiagonal", layer)
+
+
+def inside_projector(kind, result):
+    """How far ln σ_k of the hidden layer, minus that of z, has risen since the start: mean over k."""
+    gaps = [
+        change(get(result, *at, kind, "projector_hidden"), get(result, *at, kind, "z")).mean()
+        for at in ([], ["start"])
+    ]
+    return gaps[0] - gaps[1]
+
+
+def row_norms(norm, result):
+    """‖W^i‖² of the encoder's last layer; Missing if folded with a BatchNorm that is not there."""
+    if norm == "folded":
+        get(result, "row_norms", "gamma")
+    return np.maximum(get(result, "row_norms", norm), 1e-30)
 
 
 def dead_rows(norm, result):
     """ln of the living dimensions' median ‖W^i‖², bare or folded, over that of the dead; NaN without any."""
-    norms = np.maximum(get(result, "row_norms", norm), 1e-30)
+    norms = row_norms(norm, result)
     dead = plot.dead(result)
     if dead.all() or not dead.any():
         return np.nan
     return np.log(np.median(norms[~dead]) / np.median(norms[dead]))
 
 
-def least_row(norm, result):
-    """ln of the median ‖W^i‖² over the least, where h's rank has collapsed without a dead one; else NaN."""
-    norms = np.maximum(get(result, "row_norms", norm), 1e-30)
-    if lost(result) <= SAME_RANK or plot.dead(result).any():
+def vanished_rows(norm, result):
+    """The number of near-zero ‖W^i‖², bare or folded, over the rank that h has lost; NaN without collapse."""
+    norms = row_norms(norm, result)
+    if lost(result) <= SAME_RANK:
         return np.nan
-    return np.log(np.median(norms) / norms.min())
+    return (norms < VANISHED * np.median(norms)).sum() / (lost(result) / 100 * len(norms))
 
 
 def sweep(name):
     """The row and those that differ from it in the penalty's weight alone."""
-    command = rows.ROW[name].command
-    return [row.name for row in rows.ROWS if row.command.split(" --reg-weight ")[0] == command]
+    own = rows.ROW[name]
+    same = [row for row in rows.ROWS if row.command.split(" --reg-weight ")[0] == own.command]
+    return [row.name for row in same if row.after == own.after]
 
 
 BEST = {f"{row}, best weight": sweep(row) for row in ("noproj-lastlayer", "noproj-werank")}
@@ -190,8 +211,10 @@ PAIR = [("simclr", "noproj")]
 NOPROJ = [("noproj",)]
 SIMCLR = [("simclr",)]
 NEAR_ZERO = -np.log(VANISHED)
+MOST = 0.5
+INSIDE = "simclr's projector, mean ln σ of hidden minus that of z: rises since the start"
 OF_DEAD = "ln(‖W^i‖² of the living / of the dead)"
-OF_ALL = "ln(usual / least ‖W^i‖², none being dead)"
+OF_ALL = "near-zero ‖W^i‖² / lost rank of h"
 OFF = "mean |off-diagonal| / diagonal of the covariance"
 PROBE_ON_Z = "subvector_linear_top1"
 RATIO = "min_max_ratio"
@@ -206,15 +229,17 @@ CLAIM_PARTS = [
     *list(ranks("C6", "h", "simclr", "noproj"))[1:],
     *ranks("C7", "h", "noproj", "barlow-noproj"),
     versus("C8", f"simclr, {OFF}: h > z", ("simclr", "offdiagonal", "h"), ("simclr", "offdiagonal", "z")),
+    Part("C8", "... falls in z since the start", SIMCLR, lambda run: decorrelated(run, "z")),
+    Part("C8", "... by more than in h", SIMCLR, lambda run: decorrelated(run, "z") - decorrelated(run, "h")),
     Part("C9", "|Δ ln σ|, simclr to noproj: last block but one < 1/3 of h", PAIR, hardly("penultimate")),
     Part("C9", "... last stage but one < 1/3 of h", PAIR, hardly("layer3"), role="may refute"),
     Part("C9", "... of the weights, last but one < 1/3 of the last", PAIR, hardly_weights, role="beside"),
-    Part("C10", "mean ln σ in simclr's projector: hidden > z", SIMCLR, inside_projector("spectra")),
-    Part("C10", "... not normalised", SIMCLR, inside_projector("bare_spectra"), role="beside"),
+    Part("C10", INSIDE, SIMCLR, partial(inside_projector, "spectra")),
+    Part("C10", "... not normalised", SIMCLR, partial(inside_projector, "bare_spectra"), role="beside"),
     Part("C11", f"noproj, {OF_DEAD}, bare: > ln 10", NOPROJ, partial(dead_rows, "bare"), NEAR_ZERO),
     Part("C11", f"noproj, {OF_DEAD}, folded: > ln 10", NOPROJ, partial(dead_rows, "folded"), NEAR_ZERO),
-    Part("C11", f"noproj, {OF_ALL}, bare: > ln 10", NOPROJ, partial(least_row, "bare"), NEAR_ZERO),
-    Part("C11", f"noproj, {OF_ALL}, folded: > ln 10", NOPROJ, partial(least_row, "folded"), NEAR_ZERO),
+    Part("C11", f"noproj, {OF_ALL}, bare: > 1/2", NOPROJ, partial(vanished_rows, "bare"), MOST),
+    Part("C11", f"noproj, {OF_ALL}, folded: > 1/2", NOPROJ, partial(vanished_rows, "folded"), MOST),
     *[part for text in CONSTANTS for part in pooled("C12", "knn200", text, CONSTANTS[text])],
     *[part for text in CONSTANTS for part in pooled("C12", "knn200_z", text, CONSTANTS[text], role="beside")],
     *pooled("C13", "knn200", "lastlayer > none, at LL's weight", LASTLAYER),
@@ -275,10 +300,10 @@ class Estimate(NamedTuple):
         return f"{self.mean:+.2f}{interval}" if self.n else "–"
 
 
-def estimate(differences):
-    """The Estimate of a list of differences, of which NaNs do not count."""
+def estimate(differences, rounding=0.0):
+    """The Estimate of a list of differences, of which NaNs do not count; rounding: its variance in each."""
     found = [x for x in differences if not np.isnan(x)]
-    error = np.std(found, ddof=1) / len(found) ** 0.5 if len(found) > 1 else np.inf
+    error = ((np.var(found, ddof=1) + rounding) / len(found)) ** 0.5 if len(found) > 1 else np.inf
     return Estimate(len(found), float(np.mean(found or np.nan)), float(error))
 
 

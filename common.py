@@ -11,6 +11,7 @@ import contextlib
 import copy
 import datetime
 import importlib
+import io
 import json
 import math
 import os
@@ -86,10 +87,12 @@ def join_processes():
     if os.environ.get("WORLD_SIZE", "1") == "1" or distributed():
         return
     to_come = datetime.timedelta(minutes=5)
-    to_answer = datetime.timedelta(hours=2)  # others wait while the first evaluates
+    to_answer = datetime.timedelta(days=1)  # others wait while the first packs images or evaluates
+    # Numbers on the host are exchanged too, which NCCL can't; with no backend named there may be NCCL alone.
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     try:
         store, number, count = next(dist.rendezvous("env://", timeout=to_come))
-        dist.init_process_group(store=store, rank=number, world_size=count, timeout=to_answer)
+        dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=to_answer)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"WORLD_SIZE is set, and the processes can't meet ({brief(error)})") from None
     _STORE.append(store)
@@ -119,10 +122,22 @@ def first_process(function):
 
 
 def in_turn(function):
-    """function() in process 0, then in the others, which find the files that it made."""
+    """function() in process 0, then in the others, which find the files that it made. A UserError of one is
+    raised in all."""
     found = []
+    error = None
     first_process(lambda: found.append(function()))
-    return found[0] if found else function()
+    try:
+        found = found or [function()]
+    except UserError as raised:
+        error = str(raised)
+    errors = [error]
+    if processes() > 1:
+        errors *= processes()
+        dist.all_gather_object(errors, error)
+    if any(errors):
+        raise UserError(next(filter(None, errors)))
+    return found[0]
 
 
 def max_over_processes(number):
@@ -210,20 +225,27 @@ def load_dataset(name, data_dir="data", image_size=None, skip_broken=False):
             raise UserError(f"the image folder {path} needs --image-size")
         folder = _beside("pack")
         folder.pack(path, image_size, skip_broken)
-        return Dataset(path.stem, *folder.load(path, image_size), mapped=True)
+        found = Dataset(path.stem, *folder.load(path, image_size), mapped=True)
+        _require_two_images(found)
+        return found
     else:
         raise UserError(f"dataset {name!r} is not shapes, {', '.join(NAMED)}, an .npz or a folder")
     tensors = {}
     for split in ("train", "test"):
         x = torch.from_numpy(arrays.pop(f"x_{split}")).permute(0, 3, 1, 2)
-        if len(x) < 2:
-            raise UserError(f"{name} needs at least two images to {split}")
         if image_size and x.shape[2:] != (image_size, image_size):
             blocks = (vision.resize(block, image_size) for block in x.split(1000))
             x = torch.cat([vision.center_crop(block, image_size) for block in blocks])
         tensors[f"x_{split}"] = x.contiguous()
         tensors[f"y_{split}"] = torch.from_numpy(arrays[f"y_{split}"].astype(np.int64))
-    return Dataset(path.stem, **tensors, classes=tuple(str(c) for c in arrays["classes"]))
+    found = Dataset(path.stem, **tensors, classes=tuple(str(c) for c in arrays["classes"]))
+    _require_two_images(found)
+    return found
+
+
+def _require_two_images(data):
+    if min(len(data.x_train), len(data.x_test)) < 2:
+        raise UserError(f"{data.name} needs at least two images to train and two to test")
 
 
 def _beside(name):
@@ -268,6 +290,8 @@ def _download(name, npz):
     stl = name == "stl10"
     splits = [{"split": "train+unlabeled"}, {"split": "test"}] if stl else [{"train": True}, {"train": False}]
     try:
+        npz.parent.mkdir(parents=True, exist_ok=True)
+        lock(npz.parent, wait=True)  # two that download at once would spoil each other's archive
         parts = [kind(str(npz.parent), download=True, **split) for split in splits]
     except (OSError, RuntimeError) as error:
         if folder_is_new and npz.parent.is_dir() and not any(npz.parent.iterdir()):
@@ -282,6 +306,7 @@ def _download(name, npz):
             np.savez(file, **arrays)
     except OSError as error:  # a read-only folder: slower next time, that is all
         note(f"{npz} can't be written ({brief(error)})")
+    unlock(npz.parent)
     return arrays
 
 
@@ -900,7 +925,7 @@ class OneOrTwo(argparse.Action):
 def arguments(doc):
     """A parser with the arguments that every method has; `doc` is the script's docstring."""
     raw = argparse.RawDescriptionHelpFormatter
-    parser = Parser(description=doc.replace("%", "%%"), allow_abbrev=False, formatter_class=raw)
+    parser = Parser(description=doc, allow_abbrev=False, formatter_class=raw)
     add = parser.add_argument_group("data").add_argument
     add("--dataset", default="cifar10", help="cifar10, cifar100, stl10, shapes, .npz, folder (cifar10)")
     add("--data-dir", default="data", help="where the named sets are, and are downloaded to (data)")
@@ -1034,6 +1059,10 @@ def _choose_device(args):
     args = argparse.Namespace(**vars(args))
     asked = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     here = int(os.environ.get("LOCAL_WORLD_SIZE", processes()))
+    if processes() > 1 and asked.startswith("cuda:"):
+        raise UserError(
+            f"--device {asked} is one GPU for {processes()} processes: --device cuda is one for each"
+        )
     if processes() > 1 and asked == "cuda" and torch.cuda.is_available():
         if here > torch.cuda.device_count():
             raise UserError(f"{here} processes need as many GPUs; there are {torch.cuda.device_count()}")
@@ -1154,7 +1183,6 @@ def training_step(args, encoder, projector, loss, modules=()):
     passes through the networks are then replayed as CUDA graphs, and nothing in a step waits for the device.
     """
     cuda = args.device != "cpu"
-    layout = memory_format(encoder)
     torch.backends.cudnn.benchmark = True  # the shapes stay, so the fastest convolutions are worth a search
     # Views have a generator of their own: runs of one seed share them, whatever else a method draws.
     generator = torch.Generator(args.device).manual_seed(args.seed)
@@ -1166,7 +1194,9 @@ def training_step(args, encoder, projector, loss, modules=()):
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     elif processes() > 1 and any(map(_is_batchnorm, model.modules())):
         note(f"on a CPU each of the {processes()} processes has BatchNorm statistics of its own")
-    model = model.to(args.device, memory_format=layout)
+    model = model.to(args.device)
+    layout = memory_format(encoder)  # of an encoder on its device
+    model = model.to(memory_format=layout)
     trained = [p for p in model.parameters() if p.requires_grad]
     opt = optimizer(args, trained)
 
@@ -1301,8 +1331,7 @@ class Training:
         running = self.since is not None
         self.stop_clock()
         self.require_finite(self.epoch_loss, *self.model.parameters())
-        with atomic_write(path) as file:
-            torch.save(self.state_dict(), file)
+        write_tensors(path, self.state_dict())
         self.last_save = time.perf_counter()
         if running:
             self.start_clock()
@@ -1382,8 +1411,8 @@ def fit(args, data, encoder, projector, loss, name, probe=None, modules=()):
     if not first:
         return None
 
-    with atomic_write(out / "encoder.pt") as file:
-        torch.save({key: value.cpu().contiguous() for key, value in encoder.state_dict().items()}, file)
+    weights = {key: value.cpu().contiguous() for key, value in encoder.state_dict().items()}
+    write_tensors(out / "encoder.pt", weights)
     frozen = frozen or representations(encoder, data)
     result = {"config": config, **evaluate(encoder, projector, data, frozen)}
     if probe:
@@ -1696,7 +1725,8 @@ def start_statistics(encoder, projector, data):
         for block in data.x_train[:2048].split(256):
             modules[1](modules[0](inputs(encoder, block)))
     found = layer_statistics(*modules, data.x_test)
-    del found["covariance"]  # heat maps are large, and norms of random weights say nothing
+    for layer in filter(None, found["covariance"].values()):
+        del layer["block"]  # heat maps are large, and norms of random weights say nothing
     found["row_norms"] = {"variance": found["row_norms"]["variance"]}
     return {"knn200": knn_accuracy(*representations(modules[0], data)), **found}
 
@@ -1733,6 +1763,14 @@ def atomic_write(path):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_tensors(path, content):
+    """torch.save, atomically. By way of memory: into a file it makes a full disk a RuntimeError."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with atomic_write(path) as file:
+        file.write(buffer.getbuffer())
 
 
 def write_json(path, content):
@@ -1818,8 +1856,9 @@ def _claim(out):
 
 def _require_same_run(out, there, config, resume):
     old, new = ({**c["arguments"], "script": c.get("script"), "name": c.get("name")} for c in (there, config))
-    for arguments in (old, new):  # cuda:0 and cuda:1 are one kind of device
+    for arguments in (old, new):  # cuda:0 and cuda:1 are one kind of device, and a compiler may come or go
         arguments["device"] = str(arguments.get("device")).split(":")[0]
+        arguments["compile"] = None
     other = ", ".join(
         f"{key} is {old.get(key)} there, {new[key]} here" for key in new if old.get(key) != new[key]
     )
@@ -1847,22 +1886,32 @@ def _checkpoint(path):
         raise UserError(f"{path} can't be read ({brief(error)}); --overwrite starts anew") from None
 
 
-_LOCKS = {}
+_LOCKS = {}  # {folder: a descriptor, open until the process ends}
 
 
-def lock(folder):
-    """Keeps other processes out of a folder until this one ends; UserError if another one does."""
+def lock(folder, wait=False):
+    """Keeps other processes out of a folder until this one ends or calls `unlock`. While another one does,
+    UserError, or (wait) a note and patience."""
     if folder.resolve() in _LOCKS:
         return
     try:
         import fcntl
     except ImportError:  # Windows: two processes in one folder are not noticed
         return
+    _LOCKS[folder.resolve()] = descriptor = os.open(folder, os.O_RDONLY)
     try:
-        _LOCKS[folder.resolve()] = descriptor = os.open(folder, os.O_RDONLY)  # open until the process ends
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise UserError(f"{folder} is in use by another process") from None
+        if not wait:
+            raise UserError(f"{folder} is in use by another process") from None
+        note(f"{folder} is in use by another process: waiting")
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
+def unlock(folder):
+    """Ends what `lock` began."""
+    if folder.resolve() in _LOCKS:
+        os.close(_LOCKS.pop(folder.resolve()))
 
 
 def _git_commit():

@@ -16,6 +16,7 @@ import json
 import math
 import os
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -58,19 +59,18 @@ def optimizer(args, encoder, classifier):
     return torch.optim.SGD(groups, momentum=0.9, weight_decay=args.weight_decay)
 
 
-def train_epoch(args, data, chosen, encoder, classifier, opt, views, epoch):
-    """A pass over the chosen training images, in batches of equal size but for 1; the mean cross-entropy.
+def train_epoch(args, data, chosen, encoder, classifier, opt, views, epoch, done=0, total=0.0):
+    """A pass over the chosen training images, in batches of equal size but for 1, of which some are done.
 
-    chosen: their indices. views: the generator of crops and flips. A frozen encoder keeps its BatchNorms,
-    others train them.
+    Yields after each batch (batches done, sum over images of their cross-entropy). chosen: the images'
+    indices. views: the generator of crops and flips. A frozen encoder keeps its BatchNorms.
     """
     n = len(chosen)
     batches = math.ceil(n / args.batch_size)
     augment = common.Augment(args.image_size, jitter_p=0, grey_p=0)
     encoder.train(not args.freeze)
-    total = 0
     order = chosen[common.epoch_order(args.seed, epoch, n, args.device)]
-    for i, batch in enumerate(order.tensor_split(batches)):
+    for i, batch in enumerate(order.tensor_split(batches)[done:], done):
         for group in opt.param_groups:
             group["lr"] = common.cosine(group["peak"], epoch * batches + i, args.epochs * batches)
         images = data.x_train[batch.to(data.x_train.device)].to(args.device)
@@ -80,8 +80,8 @@ def train_epoch(args, data, chosen, encoder, classifier, opt, views, epoch):
         loss.backward()
         opt.step()
         opt.zero_grad()
-        total += loss.detach() * len(batch)
-    return total.item() / n
+        total = total + loss.detach() * len(batch)
+        yield i + 1, total
 
 
 def accuracies(encoder, classifier, data):
@@ -94,15 +94,15 @@ def accuracies(encoder, classifier, data):
 def fit(args, data, chosen, encoder):
     """Trains encoder and classifier on the chosen images, tests them, and returns what result.json holds.
 
-    The run's folder gets config.json, metrics.jsonl (a line an epoch), checkpoint.pt (after every epoch) and
-    result.json. Interrupted and continued with --resume, a run ends with the same weights, on a CPU bit for
-    bit.
+    The run's folder gets config.json, metrics.jsonl (a line an epoch), checkpoint.pt and result.json.
+    Interrupted and continued with --resume, a run ends with the same weights, on a CPU bit for bit.
     """
     classifier = nn.Linear(encoder.dim, len(data.classes))
     nn.init.normal_(classifier.weight, std=0.01)
     nn.init.zeros_(classifier.bias)
     model = nn.ModuleDict({"encoder": encoder, "classifier": classifier})
-    model = model.to(args.device, memory_format=common.memory_format(encoder))
+    model = model.to(args.device)
+    model = model.to(memory_format=common.memory_format(encoder))  # of an encoder on its device
     parts = {"model": model, "optimizer": optimizer(args, encoder, classifier)}
     views = torch.Generator(args.device).manual_seed(args.seed)
 
@@ -111,31 +111,50 @@ def fit(args, data, chosen, encoder):
         print(f"{out} is finished")
         return common.read_json(out / "result.json")
     metrics = []
+    begun = (0, 0.0)  # batches of the next epoch that are done, and the sum of their losses
+    seconds = 0.0
     if checkpoint:
         try:
             for name, part in parts.items():
                 part.load_state_dict(checkpoint[name])
             views.set_state(checkpoint["views"])
-            metrics = checkpoint["metrics"]
+            metrics, begun, seconds = (checkpoint[key] for key in ("metrics", "begun", "seconds"))
         except Exception as error:  # whatever the file holds
             where = out / "checkpoint.pt"
             raise common.UserError(f"{where} does not fit ({common.brief(error)}): --overwrite") from None
-    seconds = metrics[-1]["seconds"] if metrics else 0.0
+
+    started = time.perf_counter() - seconds
+    last_save = time.perf_counter()
+
+    def save(begun):
+        nonlocal last_save
+        state = {name: part.state_dict() for name, part in parts.items()} | {"views": views.get_state()}
+        progress = {"metrics": metrics, "begun": begun, "seconds": time.perf_counter() - started}
+        common.write_tensors(out / "checkpoint.pt", state | progress)
+        last_save = time.perf_counter()
+
+    signals = [0]  # and those that come, also in the midst of a batch
     for epoch in tqdm(range(len(metrics), args.epochs), disable=None):
-        start = time.perf_counter()
-        loss = train_epoch(args, data, chosen, encoder, classifier, parts["optimizer"], views, epoch)
+        total = begun[1]
+        everything = (args, data, chosen, encoder, classifier, parts["optimizer"], views, epoch, *begun)
+        with common.on_signals(lambda number, _: signals.append(number)):
+            for done, total in train_epoch(*everything):
+                due = signals[-1] or time.perf_counter() - last_save > common.SAVE_EVERY
+                if due and math.isfinite(total):
+                    save((done, total))
+                if signals[-1]:
+                    sys.exit(128 + signals[-1])
+        loss = float(total) / len(chosen)
         if not math.isfinite(loss):
             raise SystemExit(f"the loss is not finite in epoch {epoch + 1}: try a smaller --lr, --lr-encoder")
-        seconds += time.perf_counter() - start
-        metrics.append({"epoch": epoch + 1, "loss": loss, "seconds": seconds})
+        metrics.append({"epoch": epoch + 1, "loss": loss, "seconds": time.perf_counter() - started})
+        begun = (0, 0.0)
         with common.atomic_write(out / "metrics.jsonl") as file:
             file.write("".join(json.dumps(line) + "\n" for line in metrics).encode())
-        with common.atomic_write(out / "checkpoint.pt") as file:
-            state = {name: part.state_dict() for name, part in parts.items()}
-            torch.save({**state, "views": views.get_state(), "metrics": metrics}, file)
+        save(begun)
     top1, top5 = accuracies(encoder, classifier, data)
     result = {"config": config, "top1": top1, "top5": top5, "images": len(chosen)}
-    result |= {"loss": metrics[-1]["loss"], "seconds": seconds}
+    result |= {key: metrics[-1][key] for key in ("loss", "seconds")}
     common.write_json(out / "result.json", result)
     print(f"{out}  {len(chosen)} labels  loss {result['loss']:.4f}  top1 {top1:.2f}  top5 {top5:.2f}")
     return result
@@ -150,7 +169,7 @@ def run_name(args):
 def parser():
     """The command line's arguments."""
     raw = argparse.RawDescriptionHelpFormatter
-    found = common.Parser(description=__doc__.replace("%", "%%"), allow_abbrev=False, formatter_class=raw)
+    found = common.Parser(description=__doc__, allow_abbrev=False, formatter_class=raw)
     found.set_defaults(train_size=None, compile=False, skip_broken=False, warmup_epochs=0)  # for prepare
     number = common.number
     add = found.add_argument_group("encoder").add_argument

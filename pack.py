@@ -18,6 +18,7 @@ from pathlib import Path
 import common
 import numpy as np
 import torch
+from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.transforms.v2 import functional as vision
 from tqdm import tqdm
@@ -48,7 +49,7 @@ def pack(path, size, skip_broken=False):
                 advice = "a folder of your own with links to its train and val will do"
                 raise common.UserError(f"{folder} can't be made ({common.brief(error)}): {advice}") from None
             common.lock(folder)
-            started = note.get("listing") == listing
+            started = note.get("listing") == listing and (skip_broken or not note["skipped"])
             note = note if started else {"listing": listing, "done": 0, "skipped": []}
             _write(images, size, folder / f"{split}.part", note_file, note, skip_broken)
             os.replace(folder / f"{split}.part", folder / f"{split}.npy")
@@ -88,8 +89,21 @@ def splits(path):
 
 def digest(images):
     """What changes when a file of an ImageFolder comes, goes, or gets another size."""
-    lines = (f"{os.path.relpath(file, images.root)} {os.path.getsize(file)}\n" for file, _ in images.samples)
+    lines = []
+    for file, _ in images.samples:
+        size = os.path.getsize(file) if os.path.exists(file) else None  # a link to nowhere
+        lines.append(f"{os.path.relpath(file, images.root)} {size}\n")
     return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
+
+
+def read_rgb(file):
+    """A file's image in RGB. Of 16 bits of grey the upper 8: PIL would make white of all but the darkest."""
+    with Image.open(file) as image:
+        if image.mode.startswith("I;16"):
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        if image.mode in ("I", "F"):
+            raise ValueError(f"pixels of mode {image.mode} have no known range")
+        return image.convert("RGB")
 
 
 def _write(images, size, part, note_file, note, skip_broken):
@@ -99,7 +113,7 @@ def _write(images, size, part, note_file, note, skip_broken):
 
     def read(sample):
         try:
-            image = vision.center_crop(vision.resize(images.loader(sample[0]), size), size)
+            image = vision.center_crop(vision.resize(read_rgb(sample[0]), size), size)
             return np.asarray(image).transpose(2, 0, 1).tobytes()
         except Exception as error:  # Pillow's are many
             return error

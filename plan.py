@@ -30,6 +30,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import pairwise
@@ -224,6 +225,8 @@ class Trainer:
             self.environment.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // jobs)))
         self.each = {}  # run: future of its exit code
         self.processes = []
+        self.packing = threading.Lock()
+        self.packed = set()
         self.ended = False  # nothing starts any more
         self.signal = 0
 
@@ -247,6 +250,15 @@ class Trainer:
         codes = [128 + self.signal] if self.signal else [one.result() for one in self.each.values()]
         return next(filter(None, codes), 0)
 
+    def pack(self, run, log):
+        """Packs a run's image folder, before two runs at once want to. Its errors are the run's too."""
+        pixels = rows.arguments(run.row, run.scale, run.dataset)["image_size"]
+        with self.packing:
+            if rows.DATASETS[run.dataset].folder and (run.dataset, pixels) not in self.packed:
+                self.packed.add((run.dataset, pixels))
+                command = [sys.executable, "pack.py", str(Path(self.data, run.dataset))]
+                self.execute([*command, "--image-size", str(pixels)], log, f"{run.dataset}: ")
+
     def train(self, run):
         """Trains a run, unless it is done or the budget says no, and keeps its result. Its exit code."""
         if run.base and (self.each[run.base].result() or state(run.base) != ""):
@@ -258,6 +270,9 @@ class Trainer:
             print(f"{run} is in use by another process: waiting", flush=True)
         while in_use(run.folder) and not self.ended:
             time.sleep(1)
+        log = run.folder.with_suffix(".log")
+        if self.jobs > 1 and not self.ended:
+            self.pack(run, log)
         if self.ended:
             return 0
         old = outdated(run)
@@ -273,7 +288,6 @@ class Trainer:
         command += [str(run.base.weights)] if run.base else []
         line = " ".join(command)
         print(f"{run}: {line}", flush=True)
-        log = run.folder.with_suffix(".log")
         code = self.execute(command, log, f"{run}: " if self.jobs > 1 else "")
         if code == 0 and (run.folder / "result.json").exists():
             keep(run)
@@ -281,6 +295,8 @@ class Trainer:
         if self.ended and (code in (130, 143) or len(self.python) > 1):  # torchrun has a code of its own
             print(f"{run} stopped with exit code {code}", flush=True)
             return 0
+        if code == 2 and in_use(run.folder):  # another plan was faster
+            return self.train(run)
         print(f"plan.py: {run} ended with exit code {code}, log {log}: {line}", file=sys.stderr)
         self.ended |= code == 2  # bad input: it would be the next run's too
         return code or 1

@@ -95,9 +95,11 @@ def ln_spectrum(values):
 
 
 def horizons(result, epochs):
-    """The decay horizon H after each of these epochs of a run: the cosine's share of its whole H."""
-    share = np.array(epochs) / result["config"]["arguments"]["epochs"]
-    return get(result, "decay_horizon") * (share + np.sin(np.pi * share) / np.pi)
+    """The decay horizon H after each of these epochs of a run: the share of its whole H."""
+    settings = argparse.Namespace(**{"warmup_epochs": 0, **result["config"]["arguments"]})
+    rates = common.learning_rates(settings, 100 * settings.epochs)  # 100 steps an epoch will do
+    share = np.cumsum([0, *rates])[100 * np.array(epochs)] / sum(rates)
+    return get(result, "decay_horizon") * share
 
 
 def rank_curve(result):
@@ -184,9 +186,12 @@ def draw_spectra(runs, layer):
 def draw_norms(runs):
     """Variance of h_i over the weight-row norm, bare and folded (LL prop. 1), of [(label, result)]."""
     heading = "Last layer: do dimensions of little variance have small weight rows?"
-    figure, axes = panels(heading, 1, 2, 4.5, 4)
-    folded = r"$\gamma_i^2/(v_i+\epsilon)\;\|W^i\|^2$, with BatchNorm of running variance $v_i$"
-    for axis, kind, name in zip(axes[0], ("bare", "folded"), (r"$\|W^i\|^2$", folded)):
+    kinds = {"bare": r"$\|W^i\|^2$"}
+    if any("gamma" in result["row_norms"] for _, result in runs):
+        folded = r"$\gamma_i^2/(v_i+\epsilon)\;\|W^i\|^2$, with BatchNorm of running variance $v_i$"
+        kinds["folded"] = folded
+    figure, axes = panels(heading, 1, len(kinds), 4.5, 4)
+    for axis, (kind, name) in zip(axes[0], kinds.items()):
         for (label, result), marker in zip(runs, MARKERS * len(runs)):
             variance = np.array(result["row_norms"]["variance"])
             shown = np.maximum(variance, LEAST_SHOWN * variance.mean())
@@ -405,7 +410,7 @@ FIGURES |= {
     "row-norms": (draw_row_norms, set(QUESTION), ("row_norms",)),
     "ranks-over-time": (draw_history, set(METHODS), ("decay_horizon",)),
     "clock": (draw_clock, {row.name for row in rows.of("clock")}, ("decay_horizon",)),
-    "what-shuts": (draw_shut, set(QUESTION), ("row_norms", "open")),
+    "what-shuts": (draw_shut, set(QUESTION), ("row_norms", "gamma")),
 }
 
 

@@ -101,16 +101,29 @@ class Results:
 
     def compare(self, part, scale, datasets):
         """The Estimate of a Part, None without any run. Pooled: of means over pairs and data sets, seed by
-        seed, as those of one seed are not independent, of the seeds that all with enough of them share."""
-        cells = []
-        for dataset in datasets:
-            for pair in part.pairs:
-                runs = self.together(scale, dataset, pair).items()
-                values = {seed: plot.attempt(part.value, *of_seed) for seed, of_seed in runs}
-                cells.append({seed: value for seed, value in values.items() if value is not None})
-        cells = [cell for cell in cells if len(cell) >= LEAST] or [cell for cell in cells if cell]
+        seed, as those of one seed are not independent; None unless all pairs share a seed."""
+        cells = [self.values(part, scale, dataset, pair) for dataset in datasets for pair in part.pairs]
         seeds = sorted(set.intersection(*map(set, cells))) if cells else []
-        return claims.estimate([np.mean([cell[seed] for cell in cells]) for seed in seeds]) if cells else None
+        if not seeds:
+            return None
+        whole = all(type(value) is int for cell in cells for value in cell.values())
+        means = [np.mean([cell[seed] for cell in cells]) for seed in seeds]
+        return claims.estimate(means, claims.ROUNDING if whole else 0)
+
+    def values(self, part, scale, dataset, pair):
+        """{seed: a Part's value for the pair's runs of that seed}."""
+        runs = self.together(scale, dataset, pair).items()
+        found = {seed: plot.attempt(part.value, *of_seed) for seed, of_seed in runs}
+        return {seed: value for seed, value in found.items() if value is not None}
+
+    def complete(self, part, scale, datasets):
+        """The data sets in which every pair of a pooled Part has enough seeds, or else any seed; or all."""
+        least = {
+            dataset: min(len(self.values(part, scale, dataset, pair)) for pair in part.pairs)
+            for dataset in datasets
+        }
+        enough = [dataset for dataset, count in least.items() if count >= LEAST]
+        return enough or [dataset for dataset, count in least.items() if count] or datasets
 
 
 @cache
@@ -121,7 +134,9 @@ def judged(results, claim, scale):
     datasets = results.datasets(scale, {row for part in parts for pair in part.pairs for row in pair})
     found = []
     for part in parts:
-        groups = [datasets] if len(part.pairs) > 1 and datasets else [[dataset] for dataset in datasets]
+        groups = [[dataset] for dataset in datasets]
+        if len(part.pairs) > 1 and datasets:
+            groups = [results.complete(part, scale, datasets)]
         found += [(group, part, results.compare(part, scale, group)) for group in groups]
     among = sum(bool(e and e.n) for _, part, e in found if part.role != "beside")
     return [(group, part, e, claims.outcome(part, e, among)) for group, part, e in found]
@@ -232,15 +247,18 @@ def toy_verdict(claim):
 def against_collapse(results, scale, dataset, row, statistic):
     """What a row does about the collapse of h without projector and penalty, in words."""
     parts = claims.collapse("", "noproj", row, statistic)
-    fell, kept, gained = (claims.outcome(part, results.compare(part, scale, [dataset]), 3) for part in parts)
+    among = len(parts)
+    fell, kept, gained = (
+        claims.outcome(part, results.compare(part, scale, [dataset]), among) for part in parts
+    )
     if scale == UNDECIDED or fell not in ("shown", "refuted"):
         return "undecided"
     if fell == "refuted":
-        return "no collapse to prevent"
+        return "nothing to prevent"
     if gained == "refuted":
         return "makes collapse worse"
     if kept == "refuted":
-        return "softens collapse" if gained == "shown" else "does not prevent collapse"
+        return "collapses too, if less" if gained == "shown" else "does not prevent collapse"
     return "prevents collapse" if kept == "shown" else "undecided"
 
 
@@ -254,18 +272,20 @@ def answer(results, scale, dataset):
     yield f"**`{scale}`** ({rows.SCALES[scale].meaning}; {title(dataset)})."
     for statistic, name in (("rank_1e-3", "Rank of h"), ("dead", "Dead coordinates of h")):
         counts = {row: mean_std([measure(run, statistic) for run in runs[row]]) for row in runs}
-        start = plot.attempt(measure, runs["noproj"][0], statistic, "h", True)
-        before = "" if start is None else f", {start} at the start"
+        starts = [plot.attempt(measure, run, statistic, "h", True) for run in runs["noproj"]]
+        before = "" if None in starts else f", {mean_std(starts)} at the start"
         of = len(runs["noproj"][0]["spectra"]["h"])
         does = {row: against_collapse(results, scale, dataset, row, statistic) for row in sides.values()}
         said = [f"{counts[row]} with {side} ({does[row]})" for side, row in sides.items()]
         yield f"{name}, of {of}{before}: {counts['noproj']} with neither, {', '.join(said)}."
-    for metric in ("knn200", "linear_top1"):
+    metrics = ("knn200", "linear_top1")
+    among = len(metrics) * len(sides)
+    for metric in metrics:
         said = []
         for side, row in sides.items():
             part = claims.accuracy("", metric, row, "noproj")
             e = results.compare(part, scale, [dataset])
-            found = {"shown": "a gain", "refuted": "a loss"}.get(claims.outcome(part, e), "undecided")
+            found = {"shown": "a gain", "refuted": "a loss"}.get(claims.outcome(part, e, among), "undecided")
             said.append(f"{e} by {side} ({'undecided' if scale == UNDECIDED else found})")
         yield f"Accuracy, {METRICS[metric]}: {', '.join(said)}."
 

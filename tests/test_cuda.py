@@ -193,6 +193,19 @@ def test_each_process_takes_a_gpu_of_its_own_and_more_of_them_are_an_error(gpu, 
         computation()
 
 
+@pytest.mark.parametrize("cuda, backend", [(True, "cpu:gloo,cuda:nccl"), (False, "gloo")])
+def test_processes_exchange_numbers_of_the_host_and_of_gpus(cuda, backend, monkeypatch):
+    named = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(common, "_STORE", [])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(common.dist, "is_nccl_available", lambda: True)
+    monkeypatch.setattr(common.dist, "rendezvous", lambda *_, **__: iter([(None, 0, 2)]))
+    monkeypatch.setattr(common.dist, "init_process_group", lambda name, **_: named.append(name))
+    common.join_processes()
+    assert named == [backend]
+
+
 def test_a_gpu_that_the_wheel_has_no_kernels_for_is_an_error(gpu, monkeypatch):
     def no_kernel(*_, **__):
         raise RuntimeError("CUDA error: no kernel image is available for execution on the device")

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 
 import common
 import numpy as np
@@ -104,8 +105,15 @@ def test_an_image_folder_of_many_formats_is_read_at_one_size(folder):
     assert torch.equal(grey[0], grey[1]) and not torch.equal(data.x_train[0, 0], data.x_train[0, 1])
 
 
+def list_of(folder):
+    return sorted((folder / "val/b").iterdir())
+
+
 DAMAGES = {
     "broken.png": lambda folder: (folder / "train/a/broken.png").write_bytes(b"no image"),
+    "nowhere.png": lambda folder: (folder / "train/a/nowhere.png").symlink_to("there.png"),
+    "mode F": lambda folder: Image.new("F", (9, 9)).save(folder / "train/a/range.tiff"),
+    "two to test": lambda folder: [shutil.rmtree(folder / "val/c"), *map(os.unlink, list_of(folder)[1:])],
     "no valid file": lambda folder: (folder / "val/a").mkdir(),
     "'d'": lambda folder: (folder / "val/b").rename(folder / "val/d"),
     "train/": lambda folder: (folder / "train").rename(folder / "training"),
@@ -147,7 +155,19 @@ def test_unreadable_images_are_skipped_only_when_asked_and_named(folder, forks):
     assert done.out == "15 images to train, 10 to test, 3 classes\n" and "train/b/bad.png" in done.err
     data = common.load_dataset(folder, image_size=16, skip_broken=True)
     assert data.y_train.tolist() == [0] * 5 + [1] * 5 + [2] * 5
+    (folder / "packed-16" / "train.npy").rename(
+        folder / "packed-16" / "train.part"
+    )  # not done, says the name
+    assert "--skip-broken" in forks(folder, *flags).err
+    assert "train/b/bad.png" in forks(folder, *flags, "--skip-broken").err
     assert "packed without 1 unreadable images of train" in forks(folder, *flags).err
+
+
+def test_grey_of_16_bits_is_what_its_upper_8_bits_are(folder):
+    values = np.random.default_rng(0).integers(0, 2**16, (16, 16)).astype(np.uint16)
+    Image.fromarray(values).save(folder / "train/a/a.png")
+    data = common.load_dataset(folder, image_size=16)
+    assert torch.equal(data.x_train[0], torch.tensor(values // 256).byte().expand(3, -1, -1))
 
 
 @pytest.mark.parametrize("says", ["damaged", "not its images"])

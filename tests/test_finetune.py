@@ -26,8 +26,8 @@ def train(tiny, encoder, **changes):
     before = weights()
     opt = finetune.optimizer(args, encoder, classifier)
     views = torch.Generator().manual_seed(7)
-    loss = finetune.train_epoch(args, data, chosen, encoder, classifier, opt, views, 0)
-    return loss, data, opt, before, weights()
+    *_, (_, total) = finetune.train_epoch(args, data, chosen, encoder, classifier, opt, views, 0)
+    return total.item() / 50, data, opt, before, weights()
 
 
 def test_labels_are_class_balanced_and_a_matter_of_share_and_seed():
@@ -87,7 +87,10 @@ def test_top_1_and_top_5_are_shares_of_test_images():
     assert found == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("function, call, code", [("epoch_order", 2, -9), ("features", 1, 143)])
+@pytest.mark.parametrize(
+    "function, call, code",
+    [("epoch_order", 2, -9), ("features", 1, 143), ("cosine", 3, 143), ("cosine", 5, 143)],
+)
 def test_interrupted_and_resumed_is_uninterrupted(tmp_path, tiny, forks, function, call, code):
     torch.save(common.resnet(width=4).state_dict(), tmp_path / "a.pt")
     sabotage = f"""

@@ -271,3 +271,17 @@ def test_a_budget_stops_a_run_of_unknown_pace_and_the_next_call_continues_it(fol
     gate.unlink()
     assert plan.Trainer("data").train(run) == 0 and "--resume" in capsys.readouterr().out
     assert run.result.exists()
+
+
+def test_several_jobs_pack_an_image_folder_once_before_they_train(folder, monkeypatch):
+    commands = []
+    monkeypatch.setattr(plan.Trainer, "execute", lambda self, command, *_: commands.append(command[1:]) or 1)
+    runs = plan.runs_of(["table2"], "mlp", [0], ["tiny-imagenet"])[:3]
+    plan.Trainer("d", jobs=2).train_all(runs)
+    assert [words for words in commands if words[0] == "pack.py"] == [
+        ["pack.py", "d/tiny-imagenet", "--image-size", "16"]
+    ]
+    assert commands[0][0] == "pack.py" and len(commands) == 4
+    commands.clear()
+    plan.Trainer("d").train_all(runs)
+    assert [words[0] for words in commands] == ["simclr.py"] * 3

@@ -85,7 +85,7 @@ def test_a_process_that_is_killed_ends_the_others_with_a_line(start):
         ("simclr.py --dataset nothing.npz", "nothing.npz is not a readable"),
         ("simclr.py --no-such-flag", "unrecognized arguments"),
         ("byol.py --projector none --embedding 3", "--embedding needs"),
-        ("simclr.py --device cuda:99", "--device cuda:99 can't be used"),
+        ("simclr.py --device cuda:1", "--device cuda:1 is one GPU for 2 processes"),
         ("simclr.py --arch mlp --no-projector --out file", "file"),
     ],
 )
@@ -93,6 +93,21 @@ def test_bad_input_is_one_line_and_exit_code_2_in_every_process(row, says, start
     (tmp_path / "file").write_text("")
     done = start(row, processes=2)
     assert done.returncode == [2, 2] and len(done.err.splitlines()) == 1 and says in done.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_one_process_alone_can_not_read_ends_all_with_nothing_written(start, tmp_path):
+    alone = """
+import os
+load = common.load_dataset
+def load_dataset(*args):
+    if os.environ["RANK"] == "1":
+        raise common.UserError("no such disk")
+    return load(*args)
+common.load_dataset = load_dataset
+"""
+    done = start("simclr.py --arch mlp", before=alone, processes=2)
+    assert done.returncode == [2, 2] and done.err == "simclr.py: error: no such disk\n"
     assert not (tmp_path / "run").exists()
 
 
@@ -129,7 +144,7 @@ def test_a_batch_reaches_every_process_in_the_order_of_one(monkeypatch):
     monkeypatch.setattr(common, "processes", lambda: 3)
     parts = []
     for rank in range(3):
-        monkeypatch.setattr(common, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(common, "process_index", lambda rank=rank: rank)
         mapped = data._replace(mapped=rank > 0)
         parts.append(torch.stack(list(common.batches(mapped, order, 12, 1, cpu))))
     assert whole.shape == (3, 12, 1) and torch.equal(torch.cat(parts, 1), whole)

@@ -16,7 +16,7 @@ import simclr
 KILL = "os.kill(os.getpid(), signal.SIGKILL)"
 INTERRUPT = "os.kill(os.getpid(), signal.SIGINT)"
 TERMINATE = "os.kill(os.getpid(), signal.SIGTERM)"
-HALF_WRITTEN = f"args[1].write(b'half'); args[1].flush(); {KILL}"
+HALF_WRITTEN = f"os.ftruncate(args[0], 9); {KILL}"
 
 
 def sabotage(function, call, action):
@@ -92,7 +92,7 @@ def test_the_history_is_what_metrics_say_of_every_evaluation(whole):
         ("info_nce", 3, TERMINATE, 143),  # in the last step of an epoch
         ("linear_probe", 1, TERMINATE, 143),
         ("os.replace", 3, KILL, -9),  # as a checkpoint is about to take its name
-        ("torch.save", 2, HALF_WRITTEN, -9),
+        ("os.fsync", 4, HALF_WRITTEN, -9),
     ],
 )
 def test_interrupted_and_resumed_a_run_ends_bit_identical(
@@ -125,6 +125,17 @@ def test_statistics_before_the_first_step_do_not_change_the_run(tmp_path, whole,
     assert start("simclr.py", "common.start_statistics = lambda *_: {}").returncode == 0
     assert (tmp_path / "run" / "encoder.pt").read_bytes() == (whole / "encoder.pt").read_bytes()
     assert read(tmp_path / "run")["start"] == {}
+
+
+def test_a_full_disk_is_one_line(tmp_path, start):
+    full = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+"""
+    done = start("simclr.py", full)
+    assert done.returncode == 2 and "too large" in done.err and len(done.err.splitlines()) == 1
+    assert not list((tmp_path / "run").glob("*.tmp"))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, start):
