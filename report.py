@@ -271,7 +271,11 @@ def answer(results, scale, dataset):
     runs = {row: list(results.of(scale, dataset, row).values()) for row in QUESTION}
     yield f"**`{scale}`** ({rows.SCALES[scale].meaning}; {title(dataset)})."
     for statistic, name in (("rank_1e-3", "Rank of h"), ("dead", "Dead coordinates of h")):
-        counts = {row: mean_std([measure(run, statistic) for run in runs[row]]) for row in runs}
+        found = {row: [measure(run, statistic) for run in runs[row]] for row in runs}
+        if statistic == "dead" and not any(map(any, found.values())):
+            yield "No coordinate of h is dead in any of these runs."
+            continue
+        counts = {row: mean_std(values) for row, values in found.items()}
         starts = [plot.attempt(measure, run, statistic, "h", True) for run in runs["noproj"]]
         before = "" if None in starts else f", {mean_std(starts)} at the start"
         of = len(runs["noproj"][0]["spectra"]["h"])
