@@ -1,5 +1,6 @@
 """What the experiments share, in the order data flows: data, augmentation, encoder, projectors, losses,
-penalties, arguments, training, evaluation, results. Copy this file beside a script and the script runs.
+penalties, arguments, processes, training, evaluation, results. Copy this file beside a script and the script
+runs; drawn images need shapes.py too, image folders pack.py.
 
 Equations and tables are cited by the papers' short names: LL (Can Weight Regularization in the Last Layer
 Reduce Dimensional Collapse?), DirectCLR (Jing et al. 2022), WERank (Pasand et al. 2024), SparseHead (Song et
@@ -50,134 +51,13 @@ torch.set_float32_matmul_precision("highest")
 torch.backends.cudnn.allow_tf32 = False
 warnings.filterwarnings("ignore", message=".*TensorFloat32 tensor cores.*")
 
-# glibc returns freed memory to the system, and has to fault it in again, beyond a limit that it learns from
-# the largest block freed so far, 32 MB at most. Freeing 30 MB once makes Augment 1.6 times as fast on a CPU.
+# glibc keeps freed memory for later up to the size of the largest block freed so far, 32 MB at most. Freeing
+# 30 MB once makes Augment 1.6 times as fast on a CPU.
 torch.empty(7_500_000)
 
 
 class UserError(ValueError):
     """Bad input. Scripts print it as one line on stderr and exit with code 2."""
-
-
-# -------------------------------------------------------------------------------------------------- processes
-# Started by torchrun, every process has a device, a share of each batch, and the same weights. All embeddings
-# meet in `embed`, so every process computes the loss of the whole batch. Process 0 evaluates, writes, prints.
-
-
-def distributed():
-    """Whether torchrun has started several processes, and they have met."""
-    return dist.is_available() and dist.is_initialized()
-
-
-def process_index():
-    """This process's number."""
-    return dist.get_rank() if distributed() else 0
-
-
-def processes():
-    """How many there are."""
-    return dist.get_world_size() if distributed() else 1
-
-
-_STORE = []  # what all processes see
-
-
-def join_processes():
-    """Meets the processes that torchrun's environment speaks of, if there are others."""
-    if os.environ.get("WORLD_SIZE", "1") == "1" or distributed():
-        return
-    to_come = datetime.timedelta(minutes=5)
-    to_answer = datetime.timedelta(days=1)  # others wait while the first packs images or evaluates
-    # Numbers on the host are exchanged too, which NCCL can't; with no backend named there may be NCCL alone.
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
-    try:
-        store, number, count = next(dist.rendezvous("env://", timeout=to_come))
-        dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=to_answer)
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"WORLD_SIZE is set, and the processes can't meet ({brief(error)})") from None
-    _STORE.append(store)
-    if process_index():
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, it stays open
-
-
-def leave_processes():
-    """Ends the exchange; from here on every process is alone."""
-    if distributed():
-        dist.destroy_process_group()
-
-
-def first_process(function):
-    """What function() returns or what UserError it raises in process 0, in every process."""
-    outcome = [None, None]
-    if process_index() == 0:
-        try:
-            outcome[0] = function()
-        except UserError as error:
-            outcome[1] = str(error)
-    if processes() > 1:
-        dist.broadcast_object_list(outcome)
-    if outcome[1] is not None:
-        raise UserError(outcome[1])
-    return outcome[0]
-
-
-def in_turn(function):
-    """function() in process 0, then in the others, which find the files that it made. A UserError of one is
-    raised in all."""
-    found = []
-    error = None
-    first_process(lambda: found.append(function()))
-    try:
-        found = found or [function()]
-    except UserError as raised:
-        error = str(raised)
-    errors = [error]
-    if processes() > 1:
-        errors *= processes()
-        dist.all_gather_object(errors, error)
-    if any(errors):
-        raise UserError(next(filter(None, errors)))
-    return found[0]
-
-
-def max_over_processes(number):
-    """The largest of all processes' numbers, whole ones. Hosts wait for each other here, devices do not."""
-    if processes() == 1:
-        return number
-    found = torch.tensor(number)
-    dist.all_reduce(found, dist.ReduceOp.MAX)
-    return found.item()
-
-
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, z):
-        parts = [torch.empty_like(z) for _ in range(processes())]
-        dist.all_gather(parts, z)
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return processes() * gradient.chunk(processes())[process_index()]
-
-
-def gather(z):
-    """z (B, m) of the whole batch from each process's own (B / processes, m).
-
-    Every process computes the same loss. `average_gradients` divides by their number, so each one's own rows
-    of the gradient are multiplied by it.
-    """
-    return _Gather.apply(z.contiguous())
-
-
-def average_gradients(parameters):
-    """Makes their gradients the mean over all processes, in one exchange."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(flat)
-    flat /= processes()
-    parts = flat.split([gradient.numel() for gradient in gradients])
-    torch._foreach_copy_(gradients, [part.view_as(gradient) for part, gradient in zip(parts, gradients)])
 
 
 # ------------------------------------------------------------------------------------------------------- data
@@ -329,11 +209,10 @@ def subset(data, size):
 def batches(data, order, batch, first, device):
     """Batches of the training images, (B, 3, H, W) on the device, in this order (N,), from the first-th on,
     without an incomplete one; of several processes each gets its share. What lies in files is read ahead."""
-    order = order[: len(order) // batch * batch].view(-1, processes(), batch // processes())[
-        first:, process_index()
-    ]
+    parts = order[: len(order) // batch * batch].view(-1, processes(), batch // processes())
+    parts = parts[first:, process_index()]
     if not data.mapped:
-        yield from (data.x_train[part] for part in order)
+        yield from (data.x_train[part] for part in parts)
         return
 
     def read(part):
@@ -341,9 +220,9 @@ def batches(data, order, batch, first, device):
         return images.pin_memory() if device.type == "cuda" else images
 
     with ThreadPoolExecutor(1) as pool:
-        first_part, *parts = order.cpu()
-        reading = pool.submit(read, first_part)
-        for part in [*parts, None]:
+        part, *later = parts.cpu()
+        reading = pool.submit(read, part)
+        for part in [*later, None]:
             images = reading.result()
             reading = None if part is None else pool.submit(read, part)
             yield images.to(device, non_blocking=True)
@@ -1096,6 +975,127 @@ def _choose_device(args):
         note(f"torch.compile can't be used here ({brief(error)}): training eagerly")
         args.compile = False
     return args
+
+
+# -------------------------------------------------------------------------------------------------- processes
+# Started by torchrun, every process has a device, a share of each batch, and the same weights. All embeddings
+# meet in `embed`, so every process computes the loss of the whole batch. Process 0 evaluates, writes, prints.
+
+
+def distributed():
+    """Whether torchrun has started several processes, and they have met."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def process_index():
+    """This process's number."""
+    return dist.get_rank() if distributed() else 0
+
+
+def processes():
+    """How many there are."""
+    return dist.get_world_size() if distributed() else 1
+
+
+_STORE = []  # what all processes see
+
+
+def join_processes():
+    """Meets the processes that torchrun's environment speaks of, if there are others."""
+    if os.environ.get("WORLD_SIZE", "1") == "1" or distributed():
+        return
+    to_come = datetime.timedelta(minutes=5)
+    to_answer = datetime.timedelta(days=1)  # others wait while the first packs images or evaluates
+    # Numbers on the host are exchanged too, which NCCL can't; with no backend named there may be NCCL alone.
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+    try:
+        store, number, count = next(dist.rendezvous("env://", timeout=to_come))
+        dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=to_answer)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"WORLD_SIZE is set, and the processes can't meet ({brief(error)})") from None
+    _STORE.append(store)
+    if process_index():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, it stays open
+
+
+def leave_processes():
+    """Ends the exchange; from here on every process is alone."""
+    if distributed():
+        dist.destroy_process_group()
+
+
+def first_process(function):
+    """What function() returns or what UserError it raises in process 0, in every process."""
+    outcome = [None, None]
+    if process_index() == 0:
+        try:
+            outcome[0] = function()
+        except UserError as error:
+            outcome[1] = str(error)
+    if processes() > 1:
+        dist.broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise UserError(outcome[1])
+    return outcome[0]
+
+
+def in_turn(function):
+    """function() in process 0, then in the others, which find the files that it made. A UserError of one is
+    raised in all."""
+    found = []
+    error = None
+    first_process(lambda: found.append(function()))
+    try:
+        found = found or [function()]
+    except UserError as raised:
+        error = str(raised)
+    errors = [error]
+    if processes() > 1:
+        errors *= processes()
+        dist.all_gather_object(errors, error)
+    if any(errors):
+        raise UserError(next(filter(None, errors)))
+    return found[0]
+
+
+def max_over_processes(number):
+    """The largest of all processes' numbers, whole ones. Hosts wait for each other here, devices do not."""
+    if processes() == 1:
+        return number
+    found = torch.tensor(number)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return found.item()
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, z):
+        parts = [torch.empty_like(z) for _ in range(processes())]
+        dist.all_gather(parts, z)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return processes() * gradient.chunk(processes())[process_index()]
+
+
+def gather(z):
+    """z (B, m) of the whole batch from each process's own (B / processes, m).
+
+    Every process computes the same loss. `average_gradients` divides by their number, so each one's own rows
+    of the gradient are multiplied by it.
+    """
+    return _Gather.apply(z.contiguous())
+
+
+def average_gradients(parameters):
+    """Makes their gradients the mean over all processes, in one exchange."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= processes()
+    parts = flat.split([gradient.numel() for gradient in gradients])
+    torch._foreach_copy_(gradients, [part.view_as(gradient) for part, gradient in zip(parts, gradients)])
 
 
 # --------------------------------------------------------------------------------------------------- training
