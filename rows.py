@@ -115,13 +115,13 @@ def imagenet(linear, of_z=None):
 
 
 # Parts of commands
-NO = "simclr.py --no-projector"
-LAST = f"{NO} --reg lastlayer"
-RANK = f"{NO} --reg werank"
+NOPROJ = "simclr.py --no-projector"
+LASTLAYER = f"{NOPROJ} --reg lastlayer"
+WERANK = f"{NOPROJ} --reg werank"
 REG = "simclr.py --reg lastlayer"
-CS200 = f"{NO} --fixed-dims 0.609375"  # 312 of 512
-CS400 = f"{NO} --fixed-dims 0.21875"  # 112 of 512
-CS480 = f"{NO} --fixed-dims 0.0625"  # 32 of 512
+CS200 = f"{NOPROJ} --fixed-dims 0.609375"  # 312 of 512
+CS400 = f"{NOPROJ} --fixed-dims 0.21875"  # 112 of 512
+CS480 = f"{NOPROJ} --fixed-dims 0.0625"  # 32 of 512
 INV = "--fixed-value inv"  # 1/√D
 BN = "barlow.py --no-projector"
 DIRECT = "directclr.py"
@@ -141,9 +141,9 @@ ROWS = [
     Row("simclr-werank", "table2", "... + WERank", "simclr.py --reg werank", ll(86.5, 56.8)),
     Row("simclr-lastlayer", "table2", "... + last layer", REG, ll(86.3, 57.5)),
     Row("simclr-linear", DC, "SimCLR, linear projector", f"{KIND} linear", imagenet(61.1)),
-    Row("noproj", BOTH, "SimCLR, no projector", NO, ll(84.5, 52.8) | imagenet(51.5)),
-    Row("noproj-werank", "table2", "... + WERank", RANK, ll(84.9, 52.6)),
-    Row("noproj-lastlayer", "table2", "... + last layer", LAST, ll(85.1, 53.1)),
+    Row("noproj", BOTH, "SimCLR, no projector", NOPROJ, ll(84.5, 52.8) | imagenet(51.5)),
+    Row("noproj-werank", "table2", "... + WERank", WERANK, ll(84.9, 52.6)),
+    Row("noproj-lastlayer", "table2", "... + last layer", LASTLAYER, ll(85.1, 53.1)),
     Row("directclr", BOTH, "DirectCLR, d₀ = 90 of 512", DIRECT, ll(85.2, 53.2) | imagenet(62.7, 47.9)),
     Row("directclr-werank", "table2", "... + WERank", f"{DIRECT} --reg werank", ll(85.4, 53.0)),
     Row("directclr-lastlayer", "table2", "... + last layer", f"{DIRECT} --reg lastlayer", ll(85.5, 53.2)),
@@ -191,7 +191,7 @@ SETS = ("cifar10", "cifar100", "stl10", "tiny-imagenet")
 KEYS = [(name, metric) for name in SETS for metric in ("linear_top1", "knn5")]
 PRINTED = {name: dict(zip(KEYS, numbers, strict=True)) for name, numbers in SPARSEHEAD.items()}
 SPARSEHEAD_ROWS = [
-    Row("sh-noproj", ST, "SimCLR, no projector", f"{NO} --temperature 0.5"),
+    Row("sh-noproj", ST, "SimCLR, no projector", f"{NOPROJ} --temperature 0.5"),
     Row("sh-simclr", ST, "SimCLR", SIM),
     Row("sh-simclr-sparsehead", ST, SH, f"{SIM} --reg sparsehead"),
     Row("sh-byol", ST, "BYOL", "byol.py"),
@@ -205,12 +205,17 @@ SPARSEHEAD_ROWS = [
 ]
 ROWS += [row._replace(recipe="sparsehead", paper=PRINTED.get(row.name, {})) for row in SPARSEHEAD_ROWS]
 ROWS += [
-    Row("noproj-lastlayer-0.01", "weights", "no projector + 0.01 · last layer", f"{LAST} --reg-weight 0.01"),
-    Row("noproj-lastlayer-0.1", "weights", "no projector + 0.1 · last layer", f"{LAST} --reg-weight 0.1"),
-    Row("noproj-lastlayer-10", "weights", "no projector + 10 · last layer", f"{LAST} --reg-weight 10"),
-    Row("noproj-werank-0.01", "weights", "no projector + 0.01 · WERank", f"{RANK} --reg-weight 0.01"),
-    Row("noproj-werank-1", "weights", "no projector + 1 · WERank", f"{RANK} --reg-weight 1"),
-    Row("noproj-lastlayer-bn", "weights", "no projector + last layer and its BatchNorm", f"{LAST}-bn"),
+    Row("noproj-lastlayer-0.01", "weights", "noproj + 0.01 · last layer", f"{LASTLAYER} --reg-weight 0.01"),
+    Row("noproj-lastlayer-0.1", "weights", "noproj + 0.1 · last layer", f"{LASTLAYER} --reg-weight 0.1"),
+    Row("noproj-lastlayer-10", "weights", "noproj + 10 · last layer", f"{LASTLAYER} --reg-weight 10"),
+    Row("noproj-werank-0.01", "weights", "noproj + 0.01 · WERank", f"{WERANK} --reg-weight 0.01"),
+    Row("noproj-werank-1", "weights", "noproj + 1 · WERank", f"{WERANK} --reg-weight 1"),
+    Row(
+        "noproj-lastlayer-bn",
+        "weights",
+        "noproj + last layer and its BatchNorm",
+        f"{NOPROJ} --reg lastlayer-bn",
+    ),
     Row("simclr-lastlayer-encoder", "weights", "SimCLR + encoder's last layer", f"{REG} --reg-on encoder"),
     Row("simclr-bn", "weights", "SimCLR, projector with BatchNorm at its end", "simclr.py --projector-bn"),
 ]
@@ -221,7 +226,7 @@ CLOCK = ("--weight-decay 2.5e-3", "--weight-decay 5e-4", "--lr 0.3 --weight-deca
 CLOCK += ("--lr 0.3 --weight-decay 5e-4", "--lr 0.3 --weight-decay 1e-4")
 ROWS += [
     Row(f"{base}-clock{i}", "clock", f"{base} {flags}", script, after=flags)
-    for base, script in (("simclr", "simclr.py"), ("noproj", NO), ("noproj-lastlayer", LAST))
+    for base, script in (("simclr", "simclr.py"), ("noproj", NOPROJ), ("noproj-lastlayer", LASTLAYER))
     for i, flags in enumerate(CLOCK, 1)
 ]
 
