@@ -210,12 +210,7 @@ ROWS += [
     Row("noproj-lastlayer-10", "weights", "noproj + 10 · last layer", f"{LASTLAYER} --reg-weight 10"),
     Row("noproj-werank-0.01", "weights", "noproj + 0.01 · WERank", f"{WERANK} --reg-weight 0.01"),
     Row("noproj-werank-1", "weights", "noproj + 1 · WERank", f"{WERANK} --reg-weight 1"),
-    Row(
-        "noproj-lastlayer-bn",
-        "weights",
-        "noproj + last layer and its BatchNorm",
-        f"{NOPROJ} --reg lastlayer-bn",
-    ),
+    Row("noproj-lastlayer-bn", "weights", "noproj + last layer, BatchNorm", f"{NOPROJ} --reg lastlayer-bn"),
     Row("simclr-lastlayer-encoder", "weights", "SimCLR + encoder's last layer", f"{REG} --reg-on encoder"),
     Row("simclr-bn", "weights", "SimCLR, projector with BatchNorm at its end", "simclr.py --projector-bn"),
 ]
