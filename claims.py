@@ -164,8 +164,8 @@ def inside_projector(kind, result):
 
 def row_norms(norm, result):
     """‖W^i‖² of the encoder's last layer; Missing if folded with a BatchNorm that is not there."""
-    if norm == "folded":
-        get(result, "row_norms", "gamma")
+    if norm == "folded" and not plot.has_batchnorm(result):
+        raise plot.Missing(norm)
     return np.maximum(get(result, "row_norms", norm), 1e-30)
 
 
@@ -183,7 +183,7 @@ def vanished_rows(norm, result):
     norms = row_norms(norm, result)
     if lost(result) <= SAME_RANK:
         return np.nan
-    return (norms < VANISHED * np.median(norms)).sum() / (lost(result) / 100 * len(norms))
+    return (norms < VANISHED * norms.mean()).sum() / (lost(result) / 100 * len(norms))
 
 
 def sweep(name):

@@ -106,7 +106,7 @@ def load_dataset(name, data_dir="data", image_size=None, skip_broken=False):
         folder = _beside("pack")
         folder.pack(path, image_size, skip_broken)
         found = Dataset(path.stem, *folder.load(path, image_size), mapped=True)
-        _require_two_images(found)
+        _require_two_images(found, path)
         return found
     else:
         raise UserError(f"dataset {name!r} is not shapes, {', '.join(NAMED)}, an .npz or a folder")
@@ -119,13 +119,13 @@ def load_dataset(name, data_dir="data", image_size=None, skip_broken=False):
         tensors[f"x_{split}"] = x.contiguous()
         tensors[f"y_{split}"] = torch.from_numpy(arrays[f"y_{split}"].astype(np.int64))
     found = Dataset(path.stem, **tensors, classes=tuple(str(c) for c in arrays["classes"]))
-    _require_two_images(found)
+    _require_two_images(found, name)
     return found
 
 
-def _require_two_images(data):
+def _require_two_images(data, name):
     if min(len(data.x_train), len(data.x_test)) < 2:
-        raise UserError(f"{data.name} needs at least two images to train and two to test")
+        raise UserError(f"{name} needs at least two images to train and two to test")
 
 
 def _beside(name):
@@ -172,22 +172,29 @@ def _download(name, npz):
     try:
         npz.parent.mkdir(parents=True, exist_ok=True)
         lock(npz.parent, wait=True)  # two that download at once would spoil each other's archive
+        if npz.exists():
+            return _read_npz(npz)
         parts = [kind(str(npz.parent), download=True, **split) for split in splits]
+        arrays = {"classes": np.array(parts[0].classes)}
+        for split, part in zip(("train", "test"), parts):
+            arrays[f"x_{split}"] = part.data.transpose(0, 2, 3, 1) if stl else part.data
+            arrays[f"y_{split}"] = np.array(part.labels if stl else part.targets)
+        _keep(arrays, npz)
+        return arrays
     except (OSError, RuntimeError) as error:
         if folder_is_new and npz.parent.is_dir() and not any(npz.parent.iterdir()):
             npz.parent.rmdir()
         raise UserError(f"no {npz}, and torchvision can't download {name} ({brief(error)})") from None
-    arrays = {"classes": np.array(parts[0].classes)}
-    for split, part in zip(("train", "test"), parts):
-        arrays[f"x_{split}"] = part.data.transpose(0, 2, 3, 1) if stl else part.data
-        arrays[f"y_{split}"] = np.array(part.labels if stl else part.targets)
+    finally:
+        unlock(npz.parent)
+
+
+def _keep(arrays, npz):
     try:
         with atomic_write(npz) as file:
             np.savez(file, **arrays)
     except OSError as error:  # a read-only folder: slower next time, that is all
         note(f"{npz} can't be written ({brief(error)})")
-    unlock(npz.parent)
-    return arrays
 
 
 def subset(data, size):

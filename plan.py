@@ -254,7 +254,7 @@ class Trainer:
         """Packs a run's image folder, before two runs at once want to. Its errors are the run's too."""
         pixels = rows.arguments(run.row, run.scale, run.dataset)["image_size"]
         with self.packing:
-            if rows.DATASETS[run.dataset].folder and (run.dataset, pixels) not in self.packed:
+            if (run.dataset, pixels) not in self.packed:
                 self.packed.add((run.dataset, pixels))
                 command = [sys.executable, "pack.py", str(Path(self.data, run.dataset))]
                 self.execute([*command, "--image-size", str(pixels)], log, f"{run.dataset}: ")
@@ -271,9 +271,9 @@ class Trainer:
         while in_use(run.folder) and not self.ended:
             time.sleep(1)
         log = run.folder.with_suffix(".log")
-        if self.jobs > 1 and not self.ended:
+        if self.jobs > 1 and rows.DATASETS[run.dataset].folder and not self.ended:
             self.pack(run, log)
-        if self.ended:
+        if self.ended or time.time() + max(5, needed or 0) > self.deadline:
             return 0
         old = outdated(run)
         if state(run) or old:

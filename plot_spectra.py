@@ -68,6 +68,11 @@ def dead(result, start=False):
     return common.dead(torch.tensor(get(result, *["start"] * start, "row_norms", "variance"))).numpy()
 
 
+def has_batchnorm(result):
+    """Whether one stands behind the encoder's last layer, so that its norms fold to others."""
+    return get(result, "row_norms", "folded") != get(result, "row_norms", "bare")
+
+
 def measure(result, statistic, layer="h", start=False):
     """One number of a result, after training or before. Missing where it was not stored.
 
@@ -96,6 +101,7 @@ def ln_spectrum(values):
 
 def horizons(result, epochs):
     """The decay horizon H after each of these epochs of a run: the share of its whole H."""
+    get(result, "config", "arguments", "lr")
     settings = argparse.Namespace(**{"warmup_epochs": 0, **result["config"]["arguments"]})
     rates = common.learning_rates(settings, 100 * settings.epochs)  # 100 steps an epoch will do
     share = np.cumsum([0, *rates])[100 * np.array(epochs)] / sum(rates)
@@ -187,7 +193,7 @@ def draw_norms(runs):
     """Variance of h_i over the weight-row norm, bare and folded (LL prop. 1), of [(label, result)]."""
     heading = "Last layer: do dimensions of little variance have small weight rows?"
     kinds = {"bare": r"$\|W^i\|^2$"}
-    if any("gamma" in result["row_norms"] for _, result in runs):
+    if any(has_batchnorm(result) for _, result in runs):
         folded = r"$\gamma_i^2/(v_i+\epsilon)\;\|W^i\|^2$, with BatchNorm of running variance $v_i$"
         kinds["folded"] = folded
     figure, axes = panels(heading, 1, len(kinds), 4.5, 4)
@@ -197,7 +203,8 @@ def draw_norms(runs):
             shown = np.maximum(variance, LEAST_SHOWN * variance.mean())
             axis.plot(result["row_norms"][kind], shown, marker, markersize=4, fillstyle="none", label=label)
         axis.set(xlabel=name, xscale="log", yscale="log")
-    axes[0, 0].set_ylabel(f"variance of $h_i$ (less than {LEAST_SHOWN:g} of its mean: drawn there)")
+    shown = f"variance of $h_i$ (less than {LEAST_SHOWN:g} of its mean: drawn there)"
+    axes[0, 0].set_ylabel(shown, fontsize=8)
     axes[0, 0].legend(fontsize=8)
     return figure
 
@@ -318,6 +325,7 @@ def draw_history(results, scale, datasets, _):
     for line, dataset in zip(axes, datasets):
         for i, row in enumerate(METHODS):
             runs = [run for run in results.of(scale, dataset, row).values() if run.get("history")]
+            runs = [run for run in runs if attempt(horizons, run, [0])]
             epochs = {tuple(point["epoch"] for point in run["history"]) for run in runs}
             if len(epochs) != 1:  # none, or seeds that were not evaluated at the same time
                 continue
@@ -340,9 +348,8 @@ def draw_clock(results, scale, datasets, _):
         names = [row.name for row in rows.ROWS if row.name.partition("-clock")[0] == base]
         for i, row in enumerate(names):
             runs = [run for data in datasets for run in results.of(scale, data, row).values()]
-            runs = [
-                run for run in runs if attempt(get, run, "images_per_second") and attempt(rank_curve, run)
-            ]
+            runs = [run for run in runs if attempt(horizons, run, [0]) and attempt(rank_curve, run)]
+            runs = [run for run in runs if attempt(get, run, "images_per_second")]
             for run in runs:
                 settings = run["config"]["arguments"]
                 epochs = np.array([0, *(point["epoch"] for point in run["history"])])

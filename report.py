@@ -117,13 +117,17 @@ class Results:
         return {seed: value for seed, value in found.items() if value is not None}
 
     def complete(self, part, scale, datasets):
-        """The data sets in which every pair of a pooled Part has enough seeds, or else any seed; or all."""
-        least = {
-            dataset: min(len(self.values(part, scale, dataset, pair)) for pair in part.pairs)
-            for dataset in datasets
-        }
-        enough = [dataset for dataset, count in least.items() if count >= LEAST]
-        return enough or [dataset for dataset, count in least.items() if count] or datasets
+        """The data sets that a pooled Part is of: every pair has LEAST seeds that all these share; or else
+        those in which every pair has any; or all."""
+        seeds = {}
+        for dataset in datasets:
+            values = [self.values(part, scale, dataset, pair) for pair in part.pairs]
+            seeds[dataset] = set.intersection(*map(set, values))
+        kept = []
+        for dataset in datasets:
+            if len(set.intersection(*(seeds[name] for name in [*kept, dataset]))) >= LEAST:
+                kept.append(dataset)
+        return kept or [dataset for dataset in datasets if seeds[dataset]] or datasets
 
 
 @cache
@@ -247,10 +251,7 @@ def toy_verdict(claim):
 def against_collapse(results, scale, dataset, row, statistic):
     """What a row does about the collapse of h without projector and penalty, in words."""
     parts = claims.collapse("", "noproj", row, statistic)
-    among = len(parts)
-    fell, kept, gained = (
-        claims.outcome(part, results.compare(part, scale, [dataset]), among) for part in parts
-    )
+    fell, kept, gained = (claims.outcome(part, results.compare(part, scale, [dataset])) for part in parts)
     if scale == UNDECIDED or fell not in ("shown", "refuted"):
         return "undecided"
     if fell == "refuted":
@@ -282,14 +283,12 @@ def answer(results, scale, dataset):
         does = {row: against_collapse(results, scale, dataset, row, statistic) for row in sides.values()}
         said = [f"{counts[row]} with {side} ({does[row]})" for side, row in sides.items()]
         yield f"{name}, of {of}{before}: {counts['noproj']} with neither, {', '.join(said)}."
-    metrics = ("knn200", "linear_top1")
-    among = len(metrics) * len(sides)
-    for metric in metrics:
+    for metric in ("knn200", "linear_top1"):
         said = []
         for side, row in sides.items():
             part = claims.accuracy("", metric, row, "noproj")
             e = results.compare(part, scale, [dataset])
-            found = {"shown": "a gain", "refuted": "a loss"}.get(claims.outcome(part, e, among), "undecided")
+            found = {"shown": "a gain", "refuted": "a loss"}.get(claims.outcome(part, e), "undecided")
             said.append(f"{e} by {side} ({'undecided' if scale == UNDECIDED else found})")
         yield f"Accuracy, {METRICS[metric]}: {', '.join(said)}."
 

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import shutil
+import threading
 
 import common
 import numpy as np
@@ -218,6 +219,19 @@ def test_named_sets_are_downloaded_once_and_then_read_from_the_npz(tmp_path, mon
     for a, b in zip(first, second):
         assert torch.equal(a, b) if torch.is_tensor(a) else a == b
     assert first.name == kind.lower() and first.y_train.min() == (-1 if kind == "STL10" else 0)
+
+
+def test_a_second_download_waits_for_the_first_and_takes_what_it_made(tmp_path):
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+    def made():
+        np.savez(tmp_path / "cifar10.npz", **arrays())
+        os.close(descriptor)
+
+    threading.Timer(0.5, made).start()
+    assert len(common.load_dataset("cifar10", tmp_path).x_train) == 20
+    assert tmp_path.resolve() not in common._LOCKS
 
 
 def test_a_failed_download_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):

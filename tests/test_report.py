@@ -129,7 +129,11 @@ def test_outcomes_follow_the_interval(gaps, bound, within, said):
     assert claims.outcome(part, None) == "not measured"
 
 
-def test_whole_numbers_that_seeds_agree_on_have_the_error_of_rounding():
+def test_whole_numbers_that_seeds_agree_on_have_the_error_of_rounding(write, page):
+    write("short", {"simclr": [80.0, 81.0, 82.0], "noproj": [80.0, 81.0, 82.0]})
+    lines = page()[1]
+    assert lines["rank of h: simclr > noproj"][0][1] == "+0.00 [-1.01, +1.01]"
+    assert lines["entropy rank of h: simclr > noproj"][0][1] == "+0.00 [+0.00, +0.00]"
     e = claims.estimate([1, 1, 1], claims.ROUNDING)
     assert e.error == pytest.approx((1 / 18) ** 0.5)
     assert claims.outcome(claims.Part("", "", [], None), e) == "undecided, as claimed"
@@ -176,6 +180,7 @@ def test_a_rank_deficient_weight_without_dead_coordinates_refutes_proposition_1(
     weight /= np.linalg.norm(weight, axis=1, keepdims=True)
     h = rng.standard_normal((500, D)) @ weight.T
     norms = {"variance": h.var(0).tolist(), "bare": (weight**2).sum(1).tolist()}
+    norms["folded"] = norms["bare"]
     result = {"spectra": {"h": common.covariance_spectrum(torch.from_numpy(h)).tolist()}, "row_norms": norms}
     result["start"] = {"spectra": {"h": [1.0] * D}}
     assert claims.lost(result) == pytest.approx(100 * (D - 5) / D)
@@ -186,6 +191,9 @@ def test_a_rank_deficient_weight_without_dead_coordinates_refutes_proposition_1(
     result["start"]["spectra"]["h"] = [1.0] * (D - 29) + [1e-9] * 29  # the rank was 35, and fell by 30
     norms["bare"][:] = [1.0] * (D - 27) + [1e-3] * 27
     assert claims.vanished_rows("bare", result) == pytest.approx(27 / 30)
+    result["start"]["spectra"]["h"] = [1.0] * D
+    norms["bare"][:] = [1.0] * 5 + [1e-3] * (D - 5)  # a median would be a vanished row's
+    assert claims.vanished_rows("bare", result) == pytest.approx(1)
 
 
 def values(claim, *results):
