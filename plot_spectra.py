@@ -325,7 +325,7 @@ def draw_history(results, scale, datasets, _):
     for line, dataset in zip(axes, datasets):
         for i, row in enumerate(METHODS):
             runs = [run for run in results.of(scale, dataset, row).values() if run.get("history")]
-            runs = [run for run in runs if attempt(horizons, run, [0])]
+            runs = [run for run in runs if attempt(horizons, run, [0]) is not None]
             epochs = {tuple(point["epoch"] for point in run["history"]) for run in runs}
             if len(epochs) != 1:  # none, or seeds that were not evaluated at the same time
                 continue
@@ -348,8 +348,10 @@ def draw_clock(results, scale, datasets, _):
         names = [row.name for row in rows.ROWS if row.name.partition("-clock")[0] == base]
         for i, row in enumerate(names):
             runs = [run for data in datasets for run in results.of(scale, data, row).values()]
-            runs = [run for run in runs if attempt(horizons, run, [0]) and attempt(rank_curve, run)]
-            runs = [run for run in runs if attempt(get, run, "images_per_second")]
+            runs = [run for run in runs if attempt(horizons, run, [0]) is not None]
+            runs = [
+                run for run in runs if attempt(get, run, "images_per_second") and attempt(rank_curve, run)
+            ]
             for run in runs:
                 settings = run["config"]["arguments"]
                 epochs = np.array([0, *(point["epoch"] for point in run["history"])])
