@@ -512,10 +512,10 @@ def test_figures_draw_what_is_there_and_the_page_links_no_other(write, page, scr
 
 
 def test_history_and_clock_have_a_curve_a_row_and_a_run(write, tmp_path):
-    write("compressed", {"noproj": [80.0, 81.0], "noproj-clock1": [81.0]}, images_per_second=1000.0)
+    write("short", {"noproj": [80.0, 81.0], "noproj-clock1": [81.0]}, images_per_second=1000.0)
     results = report.Results(tmp_path / "results")
     curves = [
-        [len(axis.lines) for axis in draw(results, "compressed", ["cifar10"], "").axes]
+        [len(axis.lines) for axis in draw(results, "short", ["cifar10"], "").axes]
         for draw in (plot.draw_history, plot.draw_clock)
     ]
     assert curves == [[1, 1], [0, 0, 3, 3, 0, 0]]
