@@ -61,7 +61,9 @@ SCALES = {
         "--width 32 --stem imagenet --epochs 10 --weight-decay 1e-2 --eval-every 2",
         "for a CPU: width 32, ImageNet stem, 10 epochs with 20 times the weight decay",
     ),
-    "mlp": Scale("--arch mlp --image-size 16 --eval-every 20", "for a CPU: three linear layers, 16 pixels"),
+    "mlp": Scale(
+        "--arch mlp --image-size 16 --eval-every 20", "for a CPU: three layers with ReLU between, 16 pixels"
+    ),
     "mini": Scale("--train-size 5000 --width 8 --epochs 5 --batch-size 128", "shows that every row works"),
 }
 DATASETS = {
