@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -12,12 +11,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-if "PYTEST_XDIST_WORKER" in os.environ:
-    torch.set_num_threads(1)  # threads of processes that share cores wait for each other
 
 TINY_RUN = ("--width", 4, "--batch-size", 32, "--epochs", 2, "--eval-every", 1, "--device", "cpu")
 
