@@ -218,6 +218,8 @@ def test_each_claims_statistic_sees_what_it_is_about():
 
     full, bare = with_h(flat), with_h(steep, last=steep)
     assert values("C6", bare)[:2] == pytest.approx([100 * fell / D, -100 * fell / D])
+    rose = full | {"start": {"spectra": bare["spectra"]}}  # no collapse either
+    assert values("C6", rose)[:2] == pytest.approx([-100 * fell / D, 100 * fell / D])
     assert values("C6", full, bare)[2] == values("C7", full, bare)[0] == values("C18", full, bare)[10] == fell
     assert values("C8", full) == pytest.approx([0.26, 0.01, -0.04])
     assert values("C9", full, bare) == pytest.approx([moved / 3] * 3)
@@ -350,6 +352,8 @@ def test_the_best_weight_is_that_of_the_highest_mean_over_common_seeds(write, pa
     write("short", {"noproj-lastlayer-0.1": [82.0, 82.5], "noproj-lastlayer-10": [10.0, 10.0]})
     best = "kNN-200: noproj-lastlayer, best weight > noproj (noproj-lastlayer-0.1)"
     assert page()[1][best][0][1:3] == ["+2.25 [-0.93, +5.43]", "2"]
+    assert claims.sweep("noproj-werank") == [f"noproj-werank{weight}" for weight in ("", "-0.01", "-1")]
+    assert len(claims.sweep("noproj-lastlayer")) == 4  # without the clock's rows
 
 
 def test_numbers_of_imagenet_are_named_and_not_subtracted(write, page):

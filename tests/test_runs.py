@@ -177,6 +177,12 @@ def test_another_runs_folder_is_never_touched(copied, again, flags):
     assert contents(copied) == before
 
 
+def test_the_run_of_another_script_is_another_run(copied):
+    config = read(copied, "config.json")
+    with pytest.raises(common.UserError, match="script is simclr.py there, mine.py here"):
+        common._require_same_run(copied, config, config | {"script": "mine.py"}, resume=True)
+
+
 def test_a_finished_run_is_not_run_again(copied, again):
     before = contents(copied)
     done = again("--resume")
