@@ -184,7 +184,7 @@ def parser():
     add = found.add_argument_group("optimisation: SGD, momentum 0.9, cosine to 0 (Barlow Twins)").add_argument
     add("--epochs", type=number(int, 1), help="(20; --freeze 100)")
     add("--batch-size", type=number(int, 4), default=256, help="images, at most (256)")
-    add("--lr", type=number(float, 1e-12), help="of the linear layer (0.5; --freeze 0.3)")
+    add("--lr", type=number(float, 1e-12), help="of the linear layer (0.5; --freeze 0.3; --scratch as below)")
     add("--lr-encoder", type=number(float, 1e-12), help="(0.002; --scratch 0.06 batch/128)")
     add("--weight-decay", type=number(float, 0), help="(0; --freeze 1e-6)")
     add("--seed", type=number(int, 0, 2**31), default=0, help="of labels, weights, order and views (0)")
@@ -202,10 +202,13 @@ def parser():
 def resolve(args):
     """The arguments with every default filled in."""
     given = {key: value for key, value in vars(args).items() if value is not None}
-    found = argparse.Namespace(**{**vars(args), **(FROZEN if args.freeze else FEW), **given})
-    if args.scratch and not args.freeze and args.lr_encoder is None:
-        found.lr_encoder = 0.06 * args.batch_size / 128  # as for training without labels
-    return found
+    defaults = FROZEN if args.freeze else FEW
+    if (
+        args.scratch and not args.freeze
+    ):  # one rate, that of training without labels: with 0.5 it learns nothing
+        rate = 0.06 * args.batch_size / 128
+        defaults = defaults | {"lr": rate, "lr_encoder": rate}
+    return argparse.Namespace(**{**vars(args), **defaults, **given})
 
 
 def table(scale):

@@ -70,6 +70,15 @@ def test_a_step_is_that_of_backpropagation_by_hand_with_two_rates(tiny):
         close(getattr(encoder, f"layer{layer}").weight.detach().double(), w - 0.1 * (gradient + 0.01 * w))
 
 
+@pytest.mark.parametrize(
+    "flags, rates",
+    [("", (0.5, 0.002)), ("--scratch", (0.12, 0.12)), ("--scratch --batch-size 64", (0.03, 0.03))],
+)
+def test_from_scratch_all_weights_have_the_rate_of_training_without_labels(flags, rates):
+    args = finetune.resolve(finetune.parser().parse_args(["a.pt", *flags.split()]))
+    assert (args.lr, args.lr_encoder) == pytest.approx(rates)
+
+
 def test_both_rates_fall_as_a_cosine_over_all_batches(tiny):
     _, _, opt, *_ = train(tiny, common.MLP(12, 16), batch_size=16, epochs=3)  # 4 batches: 13 13 12 12
     factor = (1 + np.cos(np.pi * 3 / 12)) / 2
