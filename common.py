@@ -697,7 +697,8 @@ def _smaller_gram(matrix):
 
 def _gram_error(weight):
     """G - I of the smaller Gram matrix G, WWᵀ or WᵀW, in float32."""
-    if weight.ndim == 4:  # columns in channels_last's order are no copy, and G - I has the same norm
+    if weight.ndim == 4 and not weight.is_contiguous():
+        # channels_last: so the gradient has its layout, and autograd copies none; G's norm knows no order
         weight = weight.permute(0, 2, 3, 1)
     with torch.autocast(weight.device.type, enabled=False):
         gram = _smaller_gram(*full_precision(weight.flatten(1)))

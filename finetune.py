@@ -203,9 +203,8 @@ def resolve(args):
     """The arguments with every default filled in."""
     given = {key: value for key, value in vars(args).items() if value is not None}
     defaults = FROZEN if args.freeze else FEW
-    if (
-        args.scratch and not args.freeze
-    ):  # one rate, that of training without labels: with 0.5 it learns nothing
+    if args.scratch and not args.freeze:
+        # one rate for all weights, as for training without labels: with 0.5 for some it learns nothing
         rate = 0.06 * args.batch_size / 128
         defaults = defaults | {"lr": rate, "lr_encoder": rate}
     return argparse.Namespace(**{**vars(args), **defaults, **given})

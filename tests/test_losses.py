@@ -121,6 +121,14 @@ def test_penalties_are_0_with_a_finite_gradient_where_the_rows_are_orthonormal(p
     assert value.item() < 1e-12 and grad(value, weight)[0].isfinite().all()
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_gradient_of_a_convolution_has_the_layout_of_its_weight(layout):
+    weight = torch.randn(4, 3, 3, 3).to(memory_format=layout).requires_grad_()
+    penalty = common.lastlayer_penalty(weight) + common.werank_penalty([weight])
+    (gradient,) = torch.autograd.grad(penalty, weight)  # of another layout, each step would copy it
+    assert gradient.is_contiguous(memory_format=layout)
+
+
 def test_sparsehead_sums_the_norms_of_the_input_features_with_a_finite_gradient_at_0():
     weight = normal(6, 10)
     weight[:, 3] = 0
