@@ -66,10 +66,10 @@ figures: | $(READY)  ## figures/<scale>/ from results/, without training
 	$(PY) report.py --figures
 
 bench: | $(READY)  ## time what the README claims on this machine: results/bench-<device>.json
-	$(PY) tests/bench.py --data $(DATA)
+	$(PY) tests/bench.py --data "$(DATA)"
 
 test: $(TOOLS)  ## run the tests; DATA=<folder with cifar10.npz> adds the one on real images
-	$(PY) -m pytest -q tests --data $(DATA)
+	$(PY) -m pytest -q tests --data "$(DATA)"
 
 lint: $(TOOLS)  ## ruff: format of 110 columns, default rules, import order
 	$(PY) -m ruff format --check .
@@ -79,7 +79,7 @@ format: $(TOOLS)  ## ruff format
 	$(PY) -m ruff format .
 
 $(VENV)/requirements.installed: requirements.txt
-	test -x $(VENV)/bin/python || python3 -m venv $(VENV)
+	$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || python3 -m venv $(VENV)
 	$(VENV)/bin/python -m pip install -q --disable-pip-version-check -r requirements.txt
 	touch $@
 

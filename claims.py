@@ -210,10 +210,12 @@ HEADED = [(row, f"{row}-sparsehead") for row in ("sh-simclr", "sh-resnet50")]
 PAIR = [("simclr", "noproj")]
 NOPROJ = [("noproj",)]
 SIMCLR = [("simclr",)]
+PENALTY = [("noproj-lastlayer",)]
 NEAR_ZERO = -np.log(VANISHED)
 MOST = 0.5
 INSIDE = "simclr's projector, mean ln σ of hidden minus that of z: rises since the start"
 OF_DEAD = "ln(‖W^i‖² of the living / of the dead)"
+PENALISED = f"noproj-lastlayer, {OF_DEAD}: > ln 10"
 OF_ALL = "near-zero ‖W^i‖² / lost rank of h"
 OFF = "mean |off-diagonal| / diagonal of the covariance"
 PROBE_ON_Z = "subvector_linear_top1"
@@ -240,6 +242,10 @@ CLAIM_PARTS = [
     Part("C11", f"noproj, {OF_DEAD}, folded: > ln 10", NOPROJ, partial(dead_rows, "folded"), NEAR_ZERO),
     Part("C11", f"noproj, {OF_ALL}, bare: > 1/2", NOPROJ, partial(vanished_rows, "bare"), MOST),
     Part("C11", f"noproj, {OF_ALL}, folded: > 1/2", NOPROJ, partial(vanished_rows, "folded"), MOST),
+    *[
+        Part("C11", f"{PENALISED}, {norm}", PENALTY, partial(dead_rows, norm), NEAR_ZERO, role="beside")
+        for norm in ("bare", "folded")
+    ],
     *[part for text in CONSTANTS for part in pooled("C12", "knn200", text, CONSTANTS[text])],
     *[part for text in CONSTANTS for part in pooled("C12", "knn200_z", text, CONSTANTS[text], role="beside")],
     *pooled("C13", "knn200", "lastlayer > none, at LL's weight", LASTLAYER),
@@ -248,6 +254,7 @@ CLAIM_PARTS = [
     accuracy("C14", "knn200", *BEST, -AT_LEAST),
     *rises("C15", "bare_spectra", "bare ln σ_k of h", "noproj-lastlayer", "noproj"),
     *rises("C15", "spectra", "ln σ_k of h", "noproj-lastlayer", "noproj", role="beside"),
+    *[part._replace(role="beside") for part in ranks("C15", "h", "noproj-lastlayer", "noproj")],
     accuracy("C16", "linear_top1", "directclr", "simclr-linear"),
     accuracy("C16", "linear_top1", "simclr-linear", "noproj"),
     accuracy("C16", "linear_top1", "simclr-orthogonal", "noproj", EQUAL, True),

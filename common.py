@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 import warnings
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -750,13 +751,15 @@ def regularizer(args, encoder, projector):
     takes every linear and convolution weight of encoder and projector, or of the one named. UserError for a
     combination that makes no sense.
     """
-    on = args.reg_on or {"sparsehead": "projector", "lastlayer-bn": "encoder"}.get(args.reg, "auto")
+    on = args.reg_on or {"lastlayer-bn": "encoder"}.get(args.reg, "auto")
     if args.reg == "none" and (args.reg_weight or args.reg_on):
         raise UserError("--reg-weight and --reg-on need --reg lastlayer, werank or sparsehead")
     if args.reg == "sparsehead" and on == "encoder":
         raise UserError("--reg sparsehead acts on the projector: --reg-on encoder makes no sense")
     if args.reg == "lastlayer-bn" and on != "encoder":
         raise UserError(f"--reg lastlayer-bn acts on the encoder: --reg-on {on} makes no sense")
+    if args.reg == "sparsehead":
+        on = "projector"
     layer = last_layer(encoder, projector, on)
     of_projector = trained_linears(projector)
     of_encoder = [m for m in encoder.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
@@ -818,21 +821,26 @@ def arguments(doc):
     add = parser.add_argument_group("data").add_argument
     add("--dataset", default="cifar10", help="cifar10, cifar100, stl10, shapes, .npz, folder (cifar10)")
     add("--data-dir", default="data", help="where the named sets are, and are downloaded to (data)")
-    add("--train-size", type=number(int, 2), help="size of a class-balanced subset to train on (all)")
+    add("--train-size", type=number(int, 2, 2**40), help="size of a class-balanced subset to train on (all)")
     add("--image-size", type=number(int, 8, 4096), help="pixels; an image folder needs it (the images')")
     add("--skip-broken", action="store_true", help="leave unreadable images of a folder out")
     add = parser.add_argument_group("augmentation (LL and lightly on CIFAR)").add_argument
-    shares = {"type": float, "nargs": 2, "metavar": ("LOW", "HIGH")}
+    shares = {"type": number(float, 1e-9, 1), "nargs": 2, "metavar": ("LOW", "HIGH")}
     add("--crop-scale", default=(0.08, 1.0), **shares, help="share of the area (0.08 1; SparseHead 0.2 1)")
-    strengths = {"type": float, "nargs": 4, "metavar": ("B", "C", "S", "H")}
+    strengths = {"type": number(float, 0), "nargs": 4, "metavar": ("B", "C", "S", "H")}
     add(
         "--jitter",
         default=(0.4, 0.4, 0.4, 0.1),
         **strengths,
         help="bright, contrast, saturation, hue (0.4 0.4 0.4 0.1)",
     )
-    add("--grey-p", type=float, default=0.2, help="probability of greyscale (0.2; SparseHead 0.1)")
-    odds = {"type": float, "nargs": "+", "action": OneOrTwo, "metavar": "P", "default": 0.0}
+    add(
+        "--grey-p",
+        type=number(float, 0, 1),
+        default=0.2,
+        help="probability of greyscale (0.2; SparseHead 0.1)",
+    )
+    odds = {"type": number(float, 0, 1), "nargs": "+", "action": OneOrTwo, "metavar": "P", "default": 0.0}
     add("--blur-p", **odds, help="probability of Gaussian blur, or of each view (0; DirectCLR 1.0 0.1)")
     add("--solarize-p", **odds, help="of solarization (0; DirectCLR 0 0.2)")
     add = parser.add_argument_group("encoder").add_argument
@@ -917,6 +925,8 @@ def prepare(args, resolve=resolve):
     batch = args.batch_size
     if batch % processes() or batch < 2 * processes():
         raise UserError(f"--batch-size {batch} can't be shared by {processes()} processes, 2 images each")
+    if args.epochs and args.warmup_epochs >= args.epochs:
+        raise UserError(f"--warmup-epochs {args.warmup_epochs} leaves none of --epochs {args.epochs}")
     data = in_turn(lambda: load_dataset(args.dataset, args.data_dir, args.image_size, args.skip_broken))
     data = subset(data, args.train_size) if args.train_size else data
     if len(data.x_train) < batch:
@@ -925,8 +935,6 @@ def prepare(args, resolve=resolve):
         raise UserError(f"images of {tuple(data.x_train.shape[2:])} pixels need an --image-size")
     args.image_size = data.x_train.shape[2]
     args = resolve(args)
-    if args.warmup_epochs >= args.epochs:
-        raise UserError(f"--warmup-epochs {args.warmup_epochs} leaves none of --epochs {args.epochs}")
     torch.manual_seed(args.seed)
     return args, _to_device(data, torch.device(args.device))
 
@@ -1035,12 +1043,12 @@ def leave_processes():
 
 
 def first_process(function):
-    """What function() returns or what UserError it raises in process 0, in every process."""
+    """What function() returns or what UserError or OSError it raises in process 0, in every process."""
     outcome = [None, None]
     if process_index() == 0:
         try:
             outcome[0] = function()
-        except UserError as error:
+        except (UserError, OSError) as error:
             outcome[1] = str(error)
     if processes() > 1:
         dist.broadcast_object_list(outcome)
@@ -1057,7 +1065,7 @@ def in_turn(function):
     first_process(lambda: found.append(function()))
     try:
         found = found or [function()]
-    except UserError as raised:
+    except (UserError, OSError) as raised:
         error = str(raised)
     errors = [error]
     if processes() > 1:
@@ -1358,7 +1366,7 @@ def fit(args, data, encoder, projector, loss, name, probe=None, modules=()):
     """
     run = Training(args, encoder, projector, loss, modules)
     first = process_index() == 0  # the process that writes, prints and evaluates
-    out, config, checkpoint = first_process(lambda: open_run(args, name))
+    out, config, checkpoint = first_process(lambda: open_run(args, name, data))
     if result := first_process(lambda: _finished(out)):
         return result
     torch.manual_seed(args.seed)
@@ -1404,6 +1412,7 @@ def fit(args, data, encoder, projector, loss, name, probe=None, modules=()):
                 line = run.epoch_line(epoch + 1, per_epoch, batch)
                 due = args.eval_every and (epoch + 1) % args.eval_every == 0
                 if first and (due or run.step == steps):
+                    run.require_finite(*run.model.parameters())
                     frozen = representations(encoder, data)
                     line |= {"knn200": knn_accuracy(*frozen), **rank_statistics(frozen[2])}
                 run.end_epoch(line, out / "metrics.jsonl")
@@ -1570,12 +1579,11 @@ def linear_probe(train_h, train_y, test_h, test_y):
     tenth of the training images best from the others.
     """
     _check_features(train_h, train_y, test_h, test_y)
-    train_y = train_y.long()
-    test_y = test_y.long()
+    known, train_y = train_y.unique(return_inverse=True)  # a logit for each label that is there
     mean = train_h.detach().double().mean(0)
     std = train_h.detach().double().std(0, correction=0)
     train_h, test_h = ((h.detach().double() - mean) / std.where(std > 1e-8, 1) for h in (train_h, test_h))
-    classes = int(max(train_y.max(), test_y.max())) + 1
+    classes = len(known)
     held = torch.randperm(len(train_y), generator=torch.Generator().manual_seed(0)) % 10 == 9
     held = held.to(train_y.device)
 
@@ -1592,7 +1600,7 @@ def linear_probe(train_h, train_y, test_h, test_y):
             best = correct
             chosen = (l2, weight)
     weight = logistic_regression(train_h, train_y, classes, *chosen)
-    hits = scores(weight, test_h).topk(min(5, classes)).indices == test_y[:, None]
+    hits = known[scores(weight, test_h).topk(min(5, classes)).indices] == test_y[:, None]
     return 100 * hits[:, 0].double().mean().item(), 100 * hits.any(1).double().mean().item()
 
 
@@ -1733,7 +1741,8 @@ def start_statistics(encoder, projector, data):
             module.momentum = None  # a plain average
     with torch.no_grad():
         for block in data.x_train[:2048].split(256):
-            modules[1](modules[0](inputs(encoder, block)))
+            if len(block) > 1:  # the variance of one is none
+                modules[1](modules[0](inputs(encoder, block)))
     found = layer_statistics(*modules, data.x_test)
     for layer in filter(None, found["covariance"].values()):
         del layer["block"]  # heat maps are large, and norms of random weights say nothing
@@ -1808,14 +1817,16 @@ RUN_FILES = ("result.json", "encoder.pt", "checkpoint.pt", "metrics.jsonl", "con
 NOT_OF_A_RUN = ("out", "resume", "overwrite", "data_dir")  # arguments that do not make it another run
 
 
-def open_run(args, name):
+def open_run(args, name, data):
     """(folder, configuration, checkpoint or None) of a run, new or to be continued. UserError for a folder
-    that is not a run's, or whose script, row or arguments differ; --overwrite takes it all the same."""
+    that is not a run's, or whose script, row, arguments or data differ; --overwrite takes it all the same."""
     out = args.out or Path("runs") / f"{Path(args.dataset).stem}-{name}-seed{args.seed}"
-    config = _configuration(args, name)
+    config = _configuration(args, name) | {"data": _checksum(args, data)}
     there, temporary = _claim(out)
     if there and not args.overwrite:
         _require_same_run(out, there, config, args.resume)
+        if there.get("device") != config["device"]:
+            note(f"{out} was begun on {there.get('device')}: here its weights will differ in rounding")
         config = there
     else:
         _start_anew(out, config)
@@ -1844,6 +1855,15 @@ def _configuration(args, name):
     return json.loads(json.dumps({"script": script, "name": name, "arguments": arguments, **origin}))
 
 
+def _checksum(args, data):
+    """Of labels, and of images but those of a folder, which pack.py looks after."""
+    images = () if Path(args.dataset).is_dir() else (data.x_train, data.x_test)
+    found = 0
+    for part in (data.y_train, data.y_test, *images):
+        found = zlib.crc32(part.cpu().contiguous().numpy(), found)
+    return f"{len(data.x_train)} + {len(data.x_test)} images, {found:08x}"
+
+
 def _claim(out):
     """Makes and locks the folder. (Configuration of the run in it or None, files that a kill cut short.)"""
     try:
@@ -1865,7 +1885,9 @@ def _claim(out):
 
 
 def _require_same_run(out, there, config, resume):
-    old, new = ({**c["arguments"], "script": c.get("script"), "name": c.get("name")} for c in (there, config))
+    about = ("script", "name", "data")
+    old, new = ({**c["arguments"], **{key: c.get(key) for key in about}} for c in (there, config))
+    new["data"] = old["data"] and new["data"]  # older runs do not say
     for arguments in (old, new):  # cuda:0 and cuda:1 are one kind of device, and a compiler may come or go
         arguments["device"] = str(arguments.get("device")).split(":")[0]
         arguments["compile"] = None
@@ -1908,14 +1930,18 @@ def lock(folder, wait=False):
         import fcntl
     except ImportError:  # Windows: two processes in one folder are not noticed
         return
-    _LOCKS[folder.resolve()] = descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         if not wait:
+            os.close(descriptor)
             raise UserError(f"{folder} is in use by another process") from None
         note(f"{folder} is in use by another process: waiting")
         fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError as error:  # some file systems know no locks: as on Windows
+        note(f"{folder} can't be locked ({brief(error)}): see that no other process uses it")
+    _LOCKS[folder.resolve()] = descriptor
 
 
 def unlock(folder):

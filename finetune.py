@@ -106,7 +106,7 @@ def fit(args, data, chosen, encoder):
     parts = {"model": model, "optimizer": optimizer(args, encoder, classifier)}
     views = torch.Generator(args.device).manual_seed(args.seed)
 
-    out, config, checkpoint = common.open_run(args, run_name(args))
+    out, config, checkpoint = common.open_run(args, run_name(args), data)
     if (out / "result.json").exists():
         print(f"{out} is finished")
         return common.read_json(out / "result.json")
@@ -220,7 +220,10 @@ def table(scale):
     for folder in sorted(Path("results-finetune", scale).glob("*")):
         for row in rows.of(rows.FT):
             found = [common.read_json(path) for path in sorted((folder / row.name).glob("seed*.json"))]
-            found = [run for run in found if not rows.mismatch(run["config"], row.name, scale, folder.name)]
+            found = [run for run in found if isinstance(run, dict)]
+            found = [
+                run for run in found if not rows.mismatch(run.get("config"), row.name, scale, folder.name)
+            ]
             cells = ""
             for metric in ("top1", "top5"):
                 values = [run[metric] for run in found]

@@ -34,6 +34,13 @@ def pack(path, size, skip_broken=False):
     folder = path / f"packed-{size}"
     for split, images in splits(path).items():
         listing = digest(images)
+        if not (folder / f"{split}.npy").exists():
+            try:
+                folder.mkdir(exist_ok=True)
+            except OSError as error:
+                advice = "a folder of your own with links to its train and val will do"
+                raise common.UserError(f"{folder} can't be made ({common.brief(error)}): {advice}") from None
+            common.lock(folder)  # before it is read what there is: another process may just have ended
         note_file = folder / f"{split}.json"
         note = common.read_json(note_file) if note_file.exists() else {}
         note = note if isinstance(note, dict) else {}
@@ -43,12 +50,6 @@ def pack(path, size, skip_broken=False):
         if whole and note["skipped"] and not skip_broken:
             common.note(f"{folder} was packed without {len(note['skipped'])} unreadable images of {split}")
         if not whole:
-            try:
-                folder.mkdir(exist_ok=True)
-            except OSError as error:
-                advice = "a folder of your own with links to its train and val will do"
-                raise common.UserError(f"{folder} can't be made ({common.brief(error)}): {advice}") from None
-            common.lock(folder)
             started = note.get("listing") == listing and (skip_broken or not note["skipped"])
             note = note if started else {"listing": listing, "done": 0, "skipped": []}
             _write(images, size, folder / f"{split}.part", note_file, note, skip_broken)

@@ -121,6 +121,8 @@ def in_use(folder):
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
+    except OSError:  # a file system without locks
+        return False
     finally:
         os.close(descriptor)
     return False
@@ -141,6 +143,13 @@ def epoch_ends(folder):
     return ends
 
 
+def changed(file):
+    """When a file was last written, 0 of one that is gone: other jobs start anew meanwhile."""
+    with contextlib.suppress(OSError):
+        return os.path.getmtime(file)
+    return 0.0
+
+
 def kind(script, arguments):
     """What runs of one pace share, beside the device."""
     return script, *(arguments.get(key) for key in ALIKE)
@@ -152,14 +161,14 @@ def paces():
     The first epoch, which compiles, counts to the rest.
     """
     timed = {}
-    for file in sorted(Path("runs").glob("*/*/*/seed*/config.json"), key=os.path.getmtime):
+    for file in sorted(Path("runs").glob("*/*/*/seed*/config.json"), key=changed):
         epochs = [end - start for start, end in pairwise([0.0, *epoch_ends(file.parent)])]
         with contextlib.suppress(KeyError, TypeError, ValueError):  # no epoch or a damaged file: no pace
             steady = median(epochs[1:] or epochs)
             rest = START + max(0, epochs[0] - steady)
             result = file.with_name("result.json")
             if result.exists():  # since the last epoch, not the start: a run may have waited to be continued
-                rest += max(0, os.path.getmtime(result) - os.path.getmtime(file.with_name("metrics.jsonl")))
+                rest += max(0, changed(result) - changed(file.with_name("metrics.jsonl")))
             config = read(file)
             alike = timed.setdefault(kind(config["script"], config["arguments"]), [])
             alike.append((config["device"], result.exists(), steady, rest))
@@ -208,6 +217,12 @@ def show(runs, brief=False):
 
 
 # ------------------------------------------------------------------------------------------------- training
+
+
+def say(text):
+    """Prints a line in one piece, as jobs print at the same time; to nobody if the reader has left."""
+    with contextlib.suppress(OSError):
+        print(f"{text}\n", end="", flush=True)
 
 
 class Trainer:
@@ -267,7 +282,7 @@ class Trainer:
         if needed == 0 or time.time() + max(5, needed or 0) > self.deadline:
             return 0  # the line at the end says what is next
         if in_use(run.folder) and not self.ended:
-            print(f"{run} is in use by another process: waiting", flush=True)
+            say(f"{run} is in use by another process: waiting")
         while in_use(run.folder) and not self.ended:
             time.sleep(1)
         log = run.folder.with_suffix(".log")
@@ -277,7 +292,7 @@ class Trainer:
             return 0
         old = outdated(run)
         if state(run) or old:
-            print(f"{state(run) or f'{run.folder} is of an older recipe ({old})'}: trained again", flush=True)
+            say(f"{state(run) or f'{run.folder} is of an older recipe ({old})'}: trained again")
         command = [
             *(self.python[:1] if run.base else self.python),
             *rows.command(run.row, run.scale, run.dataset, self.data),
@@ -287,13 +302,13 @@ class Trainer:
         command += ["--overwrite" if old or lost else "--resume"]
         command += [str(run.base.weights)] if run.base else []
         line = " ".join(command)
-        print(f"{run}: {line}", flush=True)
+        say(f"{run}: {line}")
         code = self.execute(command, log, f"{run}: " if self.jobs > 1 else "")
         if code == 0 and (run.folder / "result.json").exists():
             keep(run)
             return 0
         if self.ended and (code in (130, 143) or len(self.python) > 1):  # torchrun has a code of its own
-            print(f"{run} stopped with exit code {code}", flush=True)
+            say(f"{run} stopped with exit code {code}")
             return 0
         if code == 2 and in_use(run.folder):  # another plan was faster
             return self.train(run)
@@ -310,8 +325,8 @@ class Trainer:
             process.terminate()
         with open(log, "ab", buffering=0) as file:
             for line in process.stdout:
-                file.write(line)
-                with contextlib.suppress(OSError):  # nobody reads it
+                with contextlib.suppress(OSError):  # a full disk, which the run will tell, or nobody reads it
+                    file.write(line)
                     print(prefix + line.decode(errors="replace"), end="", flush=True)
         code = process.wait()
         return code if code >= 0 else 128 - code
@@ -377,12 +392,14 @@ def main():
     args = parser.parse_args()
     runs = runs_of(args.tables, args.scale, args.seeds, args.datasets)
     code = 0
-    if args.action == "run":
-        code = Trainer(args.data, args.jobs, args.gpus, args.since + args.budget).train_all(runs)
     try:
+        if args.action == "run":
+            code = Trainer(args.data, args.jobs, args.gpus, args.since + args.budget).train_all(runs)
         show(runs, brief=args.action == "run")
     except BrokenPipeError:  # make plan | head
         os._exit(0)
+    except OSError as error:  # a full disk, a folder that is read-only
+        parser.error(str(error))
     sys.exit(code)
 
 

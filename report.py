@@ -263,6 +263,27 @@ def against_collapse(results, scale, dataset, row, statistic):
     return "prevents collapse" if kept == "shown" else "undecided"
 
 
+def besides(runs, names):
+    """Other ranks of h and what is left of the encoder's last weight, for each of {row: what it is with}."""
+
+    def each(text):
+        return ", ".join(f"{text(runs[row])} with {name}" for row, name in names.items())
+
+    def ranks(of_row):
+        means = [np.mean([measure(run, key) for run in of_row]) for key in ("rank_1e-2", "rank_1e-5")]
+        return " and ".join(map(number, means))
+
+    def largest(of_row, *place):
+        spectra = [get(run, *place, "weight_spectra") for run in of_row]
+        values = [[found[name][0] for name in found if "projector" not in name][-1] for found in spectra]
+        return "–".join(dict.fromkeys(f"{value:.2g}" for value in (min(values), max(values))))
+
+    yield f"That rank is at 1e-3 σ₁; at 1e-2 and 1e-5 it is {each(ranks)}."
+    start = plot.attempt(largest, runs["noproj"], "start")
+    if start is not None:
+        yield f"The encoder's last weight has σ₁ = {start} at the start, then {each(largest)}."
+
+
 def answer(results, scale, dataset):
     """What the rows of the question say at a scale, sentence by sentence; nothing without a pair of them."""
     sides = {"the projector": "simclr", "the penalty": "noproj-lastlayer"}
@@ -283,6 +304,8 @@ def answer(results, scale, dataset):
         does = {row: against_collapse(results, scale, dataset, row, statistic) for row in sides.values()}
         said = [f"{counts[row]} with {side} ({does[row]})" for side, row in sides.items()]
         yield f"{name}, of {of}{before}: {counts['noproj']} with neither, {', '.join(said)}."
+        if statistic == "rank_1e-3":
+            yield from besides(runs, {"noproj": "neither", **{row: side for side, row in sides.items()}})
     for metric in ("knn200", "linear_top1"):
         said = []
         for side, row in sides.items():

@@ -656,7 +656,7 @@ TEXTS = {
     "C1": "strong augmentation along a direction makes its singular values vanish (linear model)",
     "C2": "adjacent layers align: |V₂ᵀU₁| → I",
     "C3": "the smallest σ of an over-parametrised model grow much more slowly, and C becomes low-rank",
-    "C4": "more layers, more collapsed dimensions; none for one layer; ReLU the same",
+    "C4": "more layers, more collapsed dimensions; none for one layer (ReLU the same: beside)",
     "C5": "WERank drives all σ(W) to 1 and prevents collapse, and helps less the stronger the augmentation",
     "T8": "strong augmentation makes directions of images vanish, those that X of the first views says",
 }

@@ -183,6 +183,16 @@ def test_a_packed_file_that_is_cut_short_or_of_other_images_is_refused(folder, s
         common.load_dataset(folder, image_size=16)
 
 
+def test_a_file_system_without_locks_is_a_note(tmp_path, monkeypatch, capsys):
+    def flock(*_):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    common.lock(tmp_path)
+    common.unlock(tmp_path)
+    assert capsys.readouterr().err.startswith(f"note: {tmp_path} can't be locked")
+
+
 def test_a_folder_that_another_process_packs_is_refused(folder, forks):
     (folder / "packed-16").mkdir()
     descriptor = os.open(folder / "packed-16", os.O_RDONLY)

@@ -112,6 +112,15 @@ def test_linear_probe_chooses_the_penalty_that_predicts_best(case, right, wrong)
     assert accuracy[right] > accuracy[wrong] + 5 and chosen > accuracy[right] - 2
 
 
+def test_linear_probe_takes_any_numbers_as_labels_and_never_predicts_one_that_it_has_not_seen():
+    h, y, test_h, test_y = clusters(200, 100)
+    expected = common.linear_probe(h, y, test_h, test_y)
+    assert common.linear_probe(h, 20_000 * y + 7, test_h, 20_000 * test_y + 7) == expected
+    other = test_y.where(torch.arange(100) < 50, 4)  # the first half keeps its labels
+    first = common.linear_probe(h, y, test_h[:50], test_y[:50])
+    assert common.linear_probe(h, y, test_h, other) == pytest.approx([half / 2 for half in first])
+
+
 def test_linear_probe_takes_few_classes_few_images_and_dead_dimensions():
     y = torch.arange(12) % 2
     h = torch.randn(12, 5)

@@ -111,6 +111,16 @@ common.load_dataset = load_dataset
     assert not (tmp_path / "run").exists()
 
 
+def test_a_full_disk_of_the_first_process_ends_all_with_its_line(start):
+    full = """
+def write_json(*_):
+    raise OSError("no space left")
+common.write_json = write_json
+"""
+    done = start("simclr.py --arch mlp --no-projector", before=full, processes=2)
+    assert done.returncode == [2, 2] and done.err == "simclr.py: error: no space left\n"
+
+
 def test_torchrun_ends_by_sigterm_with_the_run_saved(tiny, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     run = [

@@ -177,6 +177,14 @@ def test_another_runs_folder_is_never_touched(copied, again, flags):
     assert contents(copied) == before
 
 
+def test_a_run_on_data_that_has_changed_is_another_run(copied, script, tiny):
+    arrays = dict(np.load(tiny))
+    arrays["x_test"][3, 2, 1] += 1
+    np.savez(copied.parent / tiny.name, **arrays)
+    done = script("simclr.py", "--dataset", tiny.name, *TINY_RUN, "--out", "run", "--resume")
+    assert done.returncode == 2 and "data is 96 + 40 images" in done.err and "dataset" in done.err
+
+
 def test_the_run_of_another_script_is_another_run(copied):
     config = read(copied, "config.json")
     with pytest.raises(common.UserError, match="script is simclr.py there, mine.py here"):
@@ -285,6 +293,7 @@ IMAGES = [torch.zeros(2, 3, 8, 8), torch.zeros(2, 8, 8, 3, dtype=torch.uint8)]
 PENALTY = ["none --reg sparsehead", "diagonal --reg sparsehead", "mlp --reg sparsehead --reg-on encoder"]
 PENALTY += [f"{kind} --reg lastlayer --reg-on projector" for kind in ("none", "orthogonal", "lowrank")]
 PENALTY += [
+    "none --reg sparsehead --reg-on auto",
     "mlp --reg lastlayer-bn --reg-on auto",
     "none --reg werank --reg-on projector",
     "mlp --reg-weight 1",
@@ -315,6 +324,11 @@ def test_a_script_copied_with_common_into_an_empty_folder_runs(tmp_path, tiny):
     done = run_process(tmp_path, "simclr.py", "--dataset", tiny, *TINY_RUN, *flags)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs" / "tiny-cs-d28-k0-seed0" / "result.json").exists()
+
+
+def test_one_image_behind_whole_blocks_of_those_that_train_is_no_error(script, tmp_path):
+    flags = ("--train-size", 257, "--image-size", 8, "--epochs", 1, "--arch", "mlp", "--out", "run")
+    assert script("simclr.py", "--dataset", "shapes", *TINY_RUN, *flags).returncode == 0
 
 
 @pytest.mark.parametrize("width", [4, 16])
