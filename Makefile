@@ -69,7 +69,7 @@ bench: | $(READY)  ## time what the README claims on this machine: results/bench
 	$(PY) tests/bench.py --data "$(DATA)"
 
 test: $(TOOLS)  ## run the tests; DATA=<folder with cifar10.npz> adds the one on real images
-	$(PY) -m pytest -q tests --data "$(DATA)"
+	$(PY) -m pytest -q $(if $(TOOLS),-n 2 --dist worksteal) tests --data "$(DATA)"
 
 lint: $(TOOLS)  ## ruff: format of 110 columns, default rules, import order
 	$(PY) -m ruff format --check .
@@ -83,8 +83,8 @@ $(VENV)/requirements.installed: requirements.txt
 	$(VENV)/bin/python -m pip install -q --disable-pip-version-check -r requirements.txt
 	touch $@
 
-$(VENV)/tools.installed: $(READY)
-	$(VENV)/bin/python -m pip install -q --disable-pip-version-check pytest ruff==0.17.6
+$(VENV)/tools.installed: $(READY) Makefile
+	$(VENV)/bin/python -m pip install -q --disable-pip-version-check pytest pytest-xdist ruff==0.17.6
 	touch $@
 
 clean:  ## remove the demo's runs and figure; .venv, data and other runs stay

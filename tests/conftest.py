@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -20,6 +22,11 @@ TINY_RUN = ("--width", 4, "--batch-size", 32, "--epochs", 2, "--eval-every", 1, 
 
 def pytest_addoption(parser):
     parser.addoption("--data", help="folder with cifar10.npz, for the test on real images")
+
+
+def pytest_configure():
+    if "PYTEST_XDIST_WORKER" in os.environ:  # threads of processes that share cores wait for each other
+        torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -34,6 +34,8 @@ def test_a_constant_subvector_replaces_the_last_dimensions():
     assert torch.equal(z[:, :-5], h[:, :-5]) and (z[:, -5:] == 0.25).all() and z.shape == h.shape
     z.sum().backward()
     assert (h.grad[:, -5:] == 0).all() and (h.grad[:, :-5] == 1).all()
+    many = simclr.ConstantSubvector(5, 0.25)(torch.randn(100, 24))
+    assert torch.linalg.matrix_rank(torch.cov(many.T)) == 19  # LL eq. 7a
 
 
 def test_a_random_subvector_is_redrawn_and_a_fixed_one_is_not():
