@@ -358,7 +358,8 @@ def mismatch(config, name, scale, dataset):
         recorded = config["arguments"]
         if name not in ROW:
             expected = _of_scale(scale)
-            found = {key: recorded.get(key) for key in expected}
+            complete = vars(_parser("simclr.py").parse_args([])) | recorded  # older runs lack newer arguments
+            found = {key: complete[key] for key in expected}
         else:
             script = ROW[name].command.split()[0]
             if config["script"] != script:
