@@ -754,12 +754,12 @@ def regularizer(args, encoder, projector):
     on = args.reg_on or {"lastlayer-bn": "encoder"}.get(args.reg, "auto")
     if args.reg == "none" and (args.reg_weight or args.reg_on):
         raise UserError("--reg-weight and --reg-on need --reg lastlayer, werank or sparsehead")
-    if args.reg == "sparsehead" and on == "encoder":
-        raise UserError("--reg sparsehead acts on the projector: --reg-on encoder makes no sense")
+    if args.reg == "sparsehead":
+        if on == "encoder":
+            raise UserError("--reg sparsehead acts on the projector: --reg-on encoder makes no sense")
+        on = "projector"
     if args.reg == "lastlayer-bn" and on != "encoder":
         raise UserError(f"--reg lastlayer-bn acts on the encoder: --reg-on {on} makes no sense")
-    if args.reg == "sparsehead":
-        on = "projector"
     layer = last_layer(encoder, projector, on)
     of_projector = trained_linears(projector)
     of_encoder = [m for m in encoder.modules() if isinstance(m, nn.Conv2d | nn.Linear)]

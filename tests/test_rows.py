@@ -60,12 +60,7 @@ def test_tables_have_the_papers_rows_with_ll_or_sparseheads_recipe():
         ("barlow-noproj-werank", "paper", "cifar10", {"lambd": 5e-3, "projector": "none"}),
         ("sh-noproj", "paper", "stl10", SH | STL | {"projector": "none", "reg": "none"}),
         ("sh-simclr", "paper", "tiny-imagenet", SH | TINY | {"embedding": 512}),
-        (
-            "sh-byol",
-            "paper",
-            "imagenet",
-            {"arch": "resnet50", "optimizer": "adam", "epochs": 1000, "width": 64},
-        ),
+        ("sh-byol", "paper", "imagenet", {"arch": "resnet50", "optimizer": "adam", "epochs": 1000}),
         ("sh-resnet50-sparsehead", "mini", "cifar10", {"arch": "resnet50", "embedding": 256}),
         ("sh-simclr", "mlp", "tiny-imagenet", {"image_size": 16, "arch": "mlp", "epochs": 1000}),
         ("sh-byol", "short", "cifar10", SH | {"epochs": 50}),
@@ -92,13 +87,13 @@ def test_an_alias_is_the_same_run_to_the_last_digit(script, tiny, tmp_path, name
     assert "weight_spectra" in shared and [key for key in shared if found[0][key] != found[1][key]] == []
 
 
-# ------------------------------------------------------------------------------------ is a result its row's?
-
-
 def test_no_scale_ends_within_a_warmup():
     places = product(rows.ROWS, rows.SCALES, ("cifar10", "imagenet100", "imagenet"))
     each = [rows.arguments(row.name, scale, dataset) for row, scale, dataset in places]
     assert all(args["warmup_epochs"] < args["epochs"] for args in each)
+
+
+# ------------------------------------------------------------------------------------ is a result its row's?
 
 
 PLACE = ("noproj-lastlayer", "mini", "cifar10")
