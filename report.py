@@ -23,7 +23,7 @@ import claims
 import plot_spectra as plot
 import rows
 from claims import BEST, CLAIM_PARTS, CLAIMS, DOCS, LEAST, METRICS, UNDECIDED
-from plot_spectra import QUESTION, get, measure, number, title
+from plot_spectra import get, measure, number, title
 
 COLUMNS = {  # of a table; of others kNN-200 and linear
     "table1": ("knn200", "knn200_z"),
@@ -247,80 +247,88 @@ def toy_verdict(claim):
 
 # ------------------------------------------------------------------------------------------------- the answer
 
+SIDES = {"simclr": "the projector", "noproj-lastlayer": "the penalty"}  # each against noproj
+ASKED = {
+    "rank_1e-3": "rank of h",
+    "rank_1e-2": "... at 1e-2 σ₁",
+    "rank_1e-5": "... at 1e-5 σ₁",
+    "dead": "dead coordinates of h",
+    "knn200": "kNN-200",
+    "linear_top1": "linear",
+}
+
 
 def against_collapse(results, scale, dataset, row, statistic):
     """What a row does about the collapse of h without projector and penalty, in words."""
     parts = claims.collapse("", "noproj", row, statistic)
     fell, kept, gained = (claims.outcome(part, results.compare(part, scale, [dataset])) for part in parts)
-    if scale == UNDECIDED or fell not in ("shown", "refuted"):
+    if fell not in ("shown", "refuted"):
         return "undecided"
     if fell == "refuted":
         return "nothing to prevent"
     if gained == "refuted":
         return "makes collapse worse"
     if kept == "refuted":
-        return "collapses too, if less" if gained == "shown" else "does not prevent collapse"
+        return "lessens collapse" if gained == "shown" else "does not prevent collapse"
     return "prevents collapse" if kept == "shown" else "undecided"
 
 
-def besides(runs, names):
-    """Other ranks of h and what is left of the encoder's last weight, for each of {row: what it is with}."""
+def effect(results, scale, dataset, row, statistic):
+    """(what a row does to a statistic of noproj, in words; the difference in accuracy): "" if not judged."""
+    if statistic in ("rank_1e-2", "rank_1e-5"):
+        return "", ""
+    if statistic in METRICS:
+        part = claims.accuracy("", statistic, row, "noproj")
+        difference = results.compare(part, scale, [dataset])
+        word = {"shown": "a gain", "refuted": "a loss"}.get(claims.outcome(part, difference), "undecided")
+    else:
+        difference = ""
+        word = against_collapse(results, scale, dataset, row, statistic)
+    return ("undecided" if scale == UNDECIDED else word), str(difference)
 
-    def each(text):
-        return ", ".join(f"{text(runs[row])} with {name}" for row, name in names.items())
 
-    def ranks(of_row):
-        means = [np.mean([measure(run, key) for run in of_row]) for key in ("rank_1e-2", "rank_1e-5")]
-        return " and ".join(map(number, means))
-
-    def largest(of_row, *place):
-        spectra = [get(run, *place, "weight_spectra") for run in of_row]
-        values = [[found[name][0] for name in found if "projector" not in name][-1] for found in spectra]
-        return "–".join(dict.fromkeys(f"{value:.2g}" for value in (min(values), max(values))))
-
-    yield f"That rank is at 1e-3 σ₁; at 1e-2 and 1e-5 it is {each(ranks)}."
-    start = plot.attempt(largest, runs["noproj"], "start")
-    if start is not None:
-        yield f"The encoder's last weight has σ₁ = {start} at the start, then {each(largest)}."
+def last_weight(runs, *place):
+    """σ₁ of the encoder's last weight in some runs, the least and the largest, as text."""
+    spectra = [get(run, *place, "weight_spectra") for run in runs]
+    values = [[found[name][0] for name in found if "projector" not in name][-1] for found in spectra]
+    return "–".join(dict.fromkeys(f"{value:.2g}" for value in (min(values), max(values))))
 
 
 def answer(results, scale, dataset):
-    """What the rows of the question say at a scale, sentence by sentence; nothing without a pair of them."""
-    sides = {"the projector": "simclr", "the penalty": "noproj-lastlayer"}
-    sides = {side: row for side, row in sides.items() if results.together(scale, dataset, (row, "noproj"))}
+    """What the rows of the question say at a scale: in words, and as a table. Nothing without two of them."""
+    sides = {row: name for row, name in SIDES.items() if results.together(scale, dataset, (row, "noproj"))}
     if not sides:
         return
-    runs = {row: list(results.of(scale, dataset, row).values()) for row in QUESTION}
-    yield f"**`{scale}`** ({rows.SCALES[scale].meaning}; {title(dataset)})."
-    for statistic, name in (("rank_1e-3", "Rank of h"), ("dead", "Dead coordinates of h")):
-        found = {row: [measure(run, statistic) for run in runs[row]] for row in runs}
-        if statistic == "dead" and not any(map(any, found.values())):
-            yield "No coordinate of h is dead in any of these runs."
-            continue
-        counts = {row: mean_std(values) for row, values in found.items()}
+    runs = {row: list(results.of(scale, dataset, row).values()) for row in ("noproj", *sides)}
+    lines = []
+    words = {row: {} for row in sides}
+    for statistic, name in ASKED.items():
         starts = [plot.attempt(measure, run, statistic, "h", True) for run in runs["noproj"]]
-        before = "" if None in starts else f", {mean_std(starts)} at the start"
-        of = len(runs["noproj"][0]["spectra"]["h"])
-        does = {row: against_collapse(results, scale, dataset, row, statistic) for row in sides.values()}
-        said = [f"{counts[row]} with {side} ({does[row]})" for side, row in sides.items()]
-        yield f"{name}, of {of}{before}: {counts['noproj']} with neither, {', '.join(said)}."
-        if statistic == "rank_1e-3":
-            yield from besides(runs, {"noproj": "neither", **{row: side for side, row in sides.items()}})
-    for metric in ("knn200", "linear_top1"):
-        said = []
-        for side, row in sides.items():
-            part = claims.accuracy("", metric, row, "noproj")
-            e = results.compare(part, scale, [dataset])
-            found = {"shown": "a gain", "refuted": "a loss"}.get(claims.outcome(part, e), "undecided")
-            said.append(f"{e} by {side} ({'undecided' if scale == UNDECIDED else found})")
-        yield f"Accuracy, {METRICS[metric]}: {', '.join(said)}."
+        line = [name, mean_std([] if None in starts else starts)]
+        for row, of_row in runs.items():
+            said = effect(results, scale, dataset, row, statistic) if row in sides else ()
+            line.append(
+                ", ".join(filter(None, [mean_std([measure(run, statistic) for run in of_row]), *said]))
+            )
+            if any(said):
+                words[row].setdefault(said[0], []).append(name)
+        lines.append(line)
+    start = plot.attempt(last_weight, runs["noproj"], "start")
+    lines.append(["σ₁ of the encoder's last weight", start or "–", *map(last_weight, runs.values())])
+    said = f"**`{scale}`** ({rows.SCALES[scale].meaning}; {title(dataset)})."
+    for row, name in sides.items():
+        effects = (f"{word} ({', '.join(of)})" for word, of in words[row].items())
+        said += f" {name.capitalize()}: {', '.join(effects)}."
+    yield said
+    of = len(runs["noproj"][0]["spectra"]["h"])
+    yield markdown((f"of {of} dimensions", "at the start", "neither", *sides.values()), lines)
 
 
 def opening(results):
-    """The answers, a paragraph a scale and data set, and what remains open."""
+    """The answers of every scale and data set, and what remains open."""
     telling = [scale for scale in results.scales() if scale != UNDECIDED] or results.scales()
-    places = [(scale, dataset) for scale in telling for dataset in results.datasets(scale, QUESTION)]
-    told = [text for place in places if (text := " ".join(answer(results, *place)))]
+    places = [(scale, dataset) for scale in telling for dataset in results.datasets(scale, SIDES)]
+    told = [text for place in places for text in answer(results, *place)]
     yield from told or ["Nothing that answers it has been measured yet: `make table2` does."]
     if told and telling == [UNDECIDED]:
         yield f"So it is **undecided**: `{UNDECIDED}` is over before anything can collapse."

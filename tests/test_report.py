@@ -434,7 +434,7 @@ def test_no_folder_is_an_error_and_no_results_make_a_page_that_says_so(page, scr
 # (rank, dead coordinates) with the projector and without, and what is said of either
 STATES = [
     ((D, 0), (20, 30), "prevents collapse", "prevents collapse"),
-    ((40, 10), (20, 30), "collapses too, if less", "collapses too, if less"),
+    ((40, 10), (20, 30), "lessens collapse", "lessens collapse"),
     ((10, 0), (20, 30), "makes collapse worse", "prevents collapse"),
     ((20, 30), (20, 30), "does not prevent collapse", "does not prevent collapse"),
     ((20, 1), (D, 0), "nothing to prevent", "nothing to prevent"),
@@ -454,19 +454,23 @@ def test_the_page_opens_with_answers(write, page, full, bare, by_rank, by_dead, 
         spectra = layers(FALLING) | {"h": [1.0] * rank + [1e-6] * (D - rank)}
         start = {"spectra": layers([1.0] * D), "row_norms": NORMS, "weight_spectra": WEIGHTS}
         write(scale, {row: accuracies[:seeds]}, spectra=spectra, row_norms=norms, start=start)
-    opening = page()[0].split("Made by")[0]
+    opening, lines, _ = page()
+    opening = opening.split("Made by")[0]
     decided = scale != "mini" and seeds == 3
     by_rank, by_dead = (said if decided else "undecided" for said in (by_rank, by_dead))
-    for name, place, start, said in (("Rank", 0, D, by_rank), ("Dead coordinates", 1, 0, by_dead)):
-        line = next(
-            part for part in opening.split(". ") if part.startswith(f"{name} of h, of {D}, {start}.0")
+    for name, place, start, said in (("rank of h", 0, D, by_rank), ("dead coordinates of h", 1, 0, by_dead)):
+        cells = [cell.split(", ")[0].split(" ")[0] for cell in lines[name][0]]
+        assert cells[:3] == [f"{start}.0", f"{bare[place]}.0", f"{full[place]}.0"]
+        assert lines[name][0][2].endswith(f"({seeds}), {said}") and re.search(
+            rf"projector: .*{said} \(", opening
         )
-        assert f"start: {bare[place]}.0" in line and f"({seeds}) with neither" in line
-        assert f", {full[place]}.0" in line and f"with the projector ({said})" in line
-    assert f"by the projector ({'a gain' if decided else 'undecided'})" in opening and ": +4.00" in opening
-    assert "by the penalty (undecided)" in opening and "a GPU runs `paper`" in opening
-    assert f"at 1e-2 and 1e-5 it is {bare[0]}.0 and {bare[0]}.0 with neither, {full[0]}.0 and" in opening
-    assert "last weight has σ₁ = 3 at the start, then 1 with neither, 1 with the projector, 1 with" in opening
+    gain, loss = ("a gain" if decided else "undecided"), "undecided"
+    assert f", {gain}, +4.00" in lines["kNN-200"][0][2] and f", {loss}, " in lines["kNN-200"][0][3]
+    assert [lines[f"... at 1e-{k} σ₁"][0][1].split(" ")[0] for k in (2, 5)] == [f"{bare[0]}.0"] * 2
+    assert (
+        lines["σ₁ of the encoder's last weight"][0] == ["3", "1", "1", "1"]
+        and "a GPU runs `paper`" in opening
+    )
     assert ("`mini` is over before" in opening) == (scale == "mini")
 
 
