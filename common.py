@@ -17,6 +17,7 @@ import json
 import math
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -132,7 +133,9 @@ def _require_two_images(data, name):
 def _beside(name):
     try:
         return importlib.import_module(name)
-    except ImportError:
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
         raise UserError(f"this --dataset needs {name}.py, which is not beside common.py") from None
 
 
@@ -148,16 +151,14 @@ def _read_npz(path):
         x = arrays[f"x_{split}"]
         y = arrays[f"y_{split}"]
         if x.dtype != np.uint8 or x.shape[1:] != (*arrays["x_train"].shape[1:3], 3) or 0 in x.shape:
-            raise UserError(
-                f"{path}: x_{split} must be uint8 (N, H, W, 3), H and W those of x_train, "
-                f"not {x.dtype} {x.shape}"
-            )
+            wanted = "uint8 (N, H, W, 3), H and W those of x_train"
+            raise UserError(f"{path}: x_{split} must be {wanted}, not {x.dtype} {x.shape}")
         least = -1 if split == "train" else 0
         if y.dtype.kind not in "iu" or y.shape != x.shape[:1] or y.min() < least:
-            raise UserError(
-                f"{path}: y_{split} must be {len(x)} integers >= 0 (-1 in y_train: no label), "
-                f"not {y.dtype} {y.shape} from {y.min() if y.size else None}"
-            )
+            found = f"{y.dtype} {y.shape}"
+            found += f" from {y.min()}" if y.size and y.dtype.kind in "iuf" else ""
+            wanted = f"{len(x)} integers >= 0 (-1 in y_train: no label)"
+            raise UserError(f"{path}: y_{split} must be {wanted}, not {found}")
     labels = 1 + int(max(arrays["y_train"].max(), arrays["y_test"].max()))
     classes = arrays.setdefault("classes", np.arange(labels if labels < 2**16 else 0))
     if arrays["y_train"].max() < 0 or classes.ndim != 1 or len(classes) < labels:
@@ -166,7 +167,7 @@ def _read_npz(path):
 
 
 def _download(name, npz):
-    folder_is_new = not npz.parent.exists()
+    new = [folder for folder in (npz.parent, *npz.parent.parents) if not folder.exists()]
     kind = getattr(torchvision.datasets, NAMED[name])
     stl = name == "stl10"
     splits = [{"split": "train+unlabeled"}, {"split": "test"}] if stl else [{"train": True}, {"train": False}]
@@ -183,8 +184,9 @@ def _download(name, npz):
         _keep(arrays, npz)
         return arrays
     except (OSError, RuntimeError) as error:
-        if folder_is_new and npz.parent.is_dir() and not any(npz.parent.iterdir()):
-            npz.parent.rmdir()
+        with contextlib.suppress(OSError):  # not empty: of another process
+            for folder in new:
+                folder.rmdir()
         raise UserError(f"no {npz}, and torchvision can't download {name} ({brief(error)})") from None
     finally:
         unlock(npz.parent)
@@ -329,7 +331,7 @@ def solarize(x, chosen, threshold=128 / 255):
 def normalize(x, mean=IMAGENET_MEAN, std=IMAGENET_STD):
     """(x - mean) / std per channel, float32 (B, 3, H, W), of x in [0, 1] or uint8."""
     x = x / 255 if x.dtype == torch.uint8 else x
-    return torch.stack([(x[:, channel] - mean[channel]) / std[channel] for channel in range(3)], 1)
+    return torch.stack([(x[:, i] - mean[i]) / std[i] for i in range(3)], 1)
 
 
 NO_BLUR = 0.01  # sigma, in pixels
@@ -370,9 +372,8 @@ class Augment:
             wanted = "a size >= 1 and a scale (--crop-scale) 0 < low <= high <= 1"
             raise UserError(f"a crop needs {wanted}, not {self.size} and {self.scale}")
         if len(self.jitter) != 4 or not all(0 <= x < math.inf for x in self.jitter) or self.jitter[3] > 0.5:
-            raise UserError(
-                f"jitter (--jitter) is four numbers >= 0, the last (hue) <= 0.5, not {self.jitter}"
-            )
+            wanted = "four numbers >= 0, the last (hue) <= 0.5"
+            raise UserError(f"jitter (--jitter) is {wanted}, not {self.jitter}")
         for name in ("flip", "jitter_p", "grey_p", "blur_p", "solarize_p"):
             both = _pair(getattr(self, name))
             if len(both) != 2 or not all(0 <= p <= 1 for p in both):
@@ -430,16 +431,14 @@ class Augment:
         room = torch.stack([height - h, width - w])
         top, left = torch.where(found, (places * (room + 1)).minimum(room), room / 2).floor()
         jittered = for_jitter < self.jitter_p
-        ranges = [(max(0, 1 - strength), 1 + strength, 1) for strength in self.jitter[:3]]
-        ranges.append((-self.jitter[3], self.jitter[3], 0))
-        factors = [
-            torch.where(jittered, between(drawn, low, high), off)
-            for drawn, (low, high, off) in zip(strengths, ranges)
-        ]
+        factors = []
+        for drawn, strength, off in zip(strengths, self.jitter, (1, 1, 1, 0)):
+            low = max(off - 1, off - strength)  # factors stay above 0; a shift of the hue is below 1 anyway
+            factors.append(torch.where(jittered, between(drawn, low, off + strength), off))
         return {
             "box": (top, left, h, w),
             "flip": for_flip < self.flip,
-            "factors": tuple(factors),
+            "factors": factors,
             "grey": for_grey < self.grey_p,
             "sigma": torch.where(chosen(for_blur, self.blur_p), between(strengths[4], 0.1, 2), NO_BLUR),
             "solarized": chosen(for_solarize, self.solarize_p),
@@ -734,16 +733,6 @@ def trained_linears(projector):
     return [m for m in projector.modules() if isinstance(m, nn.Linear) and m.weight.requires_grad]
 
 
-def last_layer(encoder, projector, on="auto"):
-    """The module whose weight is the last one before z: on="auto" the projector's last linear layer where one
-    trains, else the encoder's; or that of "encoder" or "projector". UserError for a projector without one:
-    none, fixed, orthogonal (held so), diagonal."""
-    linears = trained_linears(projector)
-    if on not in ("auto", "encoder", "projector") or on == "projector" and not linears:
-        raise UserError("--reg-on projector, --reg sparsehead need a projector with a trained linear layer")
-    return linears[-1] if linears and on != "encoder" else encoder_end(encoder)[0]
-
-
 def regularizer(args, encoder, projector):
     """The penalty --reg on what --reg-on names, times --reg-weight: a function without arguments.
 
@@ -751,17 +740,16 @@ def regularizer(args, encoder, projector):
     takes every linear and convolution weight of encoder and projector, or of the one named. UserError for a
     combination that makes no sense.
     """
-    on = args.reg_on or {"lastlayer-bn": "encoder"}.get(args.reg, "auto")
     if args.reg == "none" and (args.reg_weight or args.reg_on):
         raise UserError("--reg-weight and --reg-on need --reg lastlayer, werank or sparsehead")
-    if args.reg == "sparsehead":
-        if on == "encoder":
-            raise UserError("--reg sparsehead acts on the projector: --reg-on encoder makes no sense")
-        on = "projector"
-    if args.reg == "lastlayer-bn" and on != "encoder":
-        raise UserError(f"--reg lastlayer-bn acts on the encoder: --reg-on {on} makes no sense")
-    layer = last_layer(encoder, projector, on)
+    places = {"sparsehead": ("projector", "auto"), "lastlayer-bn": ("encoder",)}.get(args.reg)
+    if places and args.reg_on and args.reg_on not in places:
+        raise UserError(f"--reg {args.reg} acts on the {places[0]}: --reg-on {args.reg_on} makes no sense")
+    on = places[0] if places else args.reg_on or "auto"
     of_projector = trained_linears(projector)
+    if on == "projector" and not of_projector:
+        raise UserError("--reg-on projector, --reg sparsehead need a projector with a trained linear layer")
+    layer = of_projector[-1] if of_projector and on != "encoder" else encoder_end(encoder)[0]
     of_encoder = [m for m in encoder.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     every = {"auto": of_encoder + of_projector, "encoder": of_encoder, "projector": of_projector}[on]
     penalty = {
@@ -828,19 +816,11 @@ def arguments(doc):
     shares = {"type": number(float, 1e-9, 1), "nargs": 2, "metavar": ("LOW", "HIGH")}
     add("--crop-scale", default=(0.08, 1.0), **shares, help="share of the area (0.08 1; SparseHead 0.2 1)")
     strengths = {"type": number(float, 0), "nargs": 4, "metavar": ("B", "C", "S", "H")}
-    add(
-        "--jitter",
-        default=(0.4, 0.4, 0.4, 0.1),
-        **strengths,
-        help="bright, contrast, saturation, hue (0.4 0.4 0.4 0.1)",
-    )
-    add(
-        "--grey-p",
-        type=number(float, 0, 1),
-        default=0.2,
-        help="probability of greyscale (0.2; SparseHead 0.1)",
-    )
-    odds = {"type": number(float, 0, 1), "nargs": "+", "action": OneOrTwo, "metavar": "P", "default": 0.0}
+    strengths |= {"default": (0.4, 0.4, 0.4, 0.1)}
+    add("--jitter", **strengths, help="bright, contrast, saturation, hue (0.4 0.4 0.4 0.1)")
+    probability = number(float, 0, 1)
+    add("--grey-p", type=probability, default=0.2, help="probability of greyscale (0.2; SparseHead 0.1)")
+    odds = {"type": probability, "nargs": "+", "action": OneOrTwo, "metavar": "P", "default": 0.0}
     add("--blur-p", **odds, help="probability of Gaussian blur, or of each view (0; DirectCLR 1.0 0.1)")
     add("--solarize-p", **odds, help="of solarization (0; DirectCLR 0 0.2)")
     add = parser.add_argument_group("encoder").add_argument
@@ -849,8 +829,7 @@ def arguments(doc):
     add("--width", type=number(int, 1, 4096), default=64, help="channels of the first stage (64)")
     add("--stem", choices=("auto", "cifar", "imagenet"), default="auto", help="auto: cifar to 64 pixels")
     add = parser.add_argument_group("penalty on weights").add_argument
-    regs = tuple(REG_WEIGHT)
-    add("--reg", choices=regs, default="none", help="(none; LL eq. 11, WERank, SparseHead, ours)")
+    add("--reg", choices=REG_WEIGHT, default="none", help="(none; LL eq. 11, WERank, SparseHead, ours)")
     weights = "(lastlayer, lastlayer-bn 1, werank 0.1, sparsehead 1e-4)"
     add("--reg-weight", type=number(float, 0), help=weights)
     add("--reg-on", choices=("auto", "encoder", "projector"), help="auto: the projector if it trains (auto)")
@@ -866,11 +845,8 @@ def arguments(doc):
     add = parser.add_argument_group("run").add_argument
     add("--device", help="cpu, cuda, cuda:1 … (cuda where there is one)")
     add("--compile", action=argparse.BooleanOptionalAction, help="torch.compile loss and views (on for cuda)")
-    add(
-        "--precision",
-        choices=("bf16", "float32"),
-        help="of training (bf16 on cuda from 8.0 on, else float32)",
-    )
+    formats = ("bf16", "float32")
+    add("--precision", choices=formats, help="of training (bf16 on cuda from 8.0 on, else float32)")
     add("--eval-every", type=number(int, 0), default=25, help="epochs between kNNs; 0: only at the end (25)")
     add("--out", type=Path, help="the run's folder (runs/<dataset>-<row>-seed<seed>)")
     add = parser.add_mutually_exclusive_group().add_argument
@@ -927,6 +903,8 @@ def prepare(args, resolve=resolve):
         raise UserError(f"--batch-size {batch} can't be shared by {processes()} processes, 2 images each")
     if args.epochs and args.warmup_epochs >= args.epochs:
         raise UserError(f"--warmup-epochs {args.warmup_epochs} leaves none of --epochs {args.epochs}")
+    if "crop_scale" in args:  # what it refuses should not wait for a folder to be packed
+        Augment(args.image_size or 32, args.crop_scale, jitter=args.jitter)
     data = in_turn(lambda: load_dataset(args.dataset, args.data_dir, args.image_size, args.skip_broken))
     data = subset(data, args.train_size) if args.train_size else data
     if len(data.x_train) < batch:
@@ -955,12 +933,11 @@ def _choose_device(args):
     """The arguments with device, precision and compile filled in, each tried."""
     args = argparse.Namespace(**vars(args))
     asked = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", processes()))
-    if processes() > 1 and asked.startswith("cuda:"):
-        raise UserError(
-            f"--device {asked} is one GPU for {processes()} processes: --device cuda is one for each"
-        )
-    if processes() > 1 and asked == "cuda" and torch.cuda.is_available():
+    count = processes()
+    if count > 1 and asked.startswith("cuda:"):
+        raise UserError(f"--device {asked} is one GPU for {count} processes: --device cuda is one for each")
+    if count > 1 and asked == "cuda" and torch.cuda.is_available():
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", count))
         if here > torch.cuda.device_count():
             raise UserError(f"{here} processes need as many GPUs; there are {torch.cuda.device_count()}")
         asked = f"cuda:{os.environ.get('LOCAL_RANK', process_index())}"
@@ -977,9 +954,8 @@ def _choose_device(args):
     # below 8.0 bf16 is emulated, or crashes: is_bf16_supported() says yes to the first
     has_bf16 = not cuda or torch.cuda.get_device_capability(device) >= (8, 0)
     if args.precision == "bf16" and not has_bf16:
-        raise UserError(
-            f"--precision bf16 needs compute capability 8.0; {torch.cuda.get_device_name(device)} has less"
-        )
+        name = torch.cuda.get_device_name(device)
+        raise UserError(f"--precision bf16 needs compute capability 8.0; {name} has less")
     if args.precision is None:
         args.precision = "bf16" if cuda and has_bf16 else "float32"
     wanted = args.compile
@@ -1044,36 +1020,35 @@ def leave_processes():
 
 def first_process(function):
     """What function() returns or what UserError or OSError it raises in process 0, in every process."""
-    outcome = [None, None]
-    if process_index() == 0:
-        try:
-            outcome[0] = function()
-        except (UserError, OSError) as error:
-            outcome[1] = str(error)
+    found = [_agreed(function, process_index() == 0)]
     if processes() > 1:
-        dist.broadcast_object_list(outcome)
-    if outcome[1] is not None:
-        raise UserError(outcome[1])
-    return outcome[0]
+        dist.broadcast_object_list(found)
+    return found[0]
 
 
 def in_turn(function):
     """function() in process 0, then in the others, which find the files that it made. A UserError of one is
     raised in all."""
-    found = []
-    error = None
-    first_process(lambda: found.append(function()))
+    first = process_index() == 0
+    made = _agreed(function, first)
+    found = _agreed(function, not first)
+    return made if first else found
+
+
+def _agreed(function, here):
+    """function() if it is called here, else None. A UserError or OSError of one process is raised in all."""
+    found = error = None
     try:
-        found = found or [function()]
+        found = function() if here else None
     except (UserError, OSError) as raised:
         error = str(raised)
-    errors = [error]
+    errors = [error] * processes()
     if processes() > 1:
-        errors *= processes()
         dist.all_gather_object(errors, error)
-    if any(errors):
-        raise UserError(next(filter(None, errors)))
-    return found[0]
+    for text in errors:
+        if text is not None:
+            raise UserError(text)
+    return found
 
 
 def max_over_processes(number):
@@ -1258,7 +1233,7 @@ class Training:
         self.device = torch.device(args.device)
         self.step = 0
         self.seconds = 0.0  # of training: neither evaluating nor saving
-        self.since = None  # when the clock was started, if it runs
+        self.since = None  # when its clock was last started, by fit
         # The first step is saved too: a full disk shows at once, not after an epoch.
         self.last_save = -math.inf
         self.epoch_loss = torch.zeros((), device=self.device)
@@ -1267,8 +1242,7 @@ class Training:
 
     def train_on(self, images, lr):
         """One step. A CPU checks the loss at once; a GPU would have to wait for it, so once an epoch."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        self.optimizer.param_groups[0]["lr"] = lr
         # The step that compiles takes a minute and has nothing to lose: a signal ends the process at once.
         with on_signals(signal.SIG_DFL) if self.compiling else contextlib.nullcontext():
             value = self.train_step(images)
@@ -1278,16 +1252,13 @@ class Training:
         self.epoch_loss += value
         self.step += 1
 
-    def start_clock(self):
-        """Counts what follows as training."""
+    @contextlib.contextmanager
+    def paused(self):
+        """What happens meanwhile does not count as training."""
+        self.epoch_loss.item()  # waits for the device
+        self.seconds += time.perf_counter() - self.since
+        yield
         self.since = time.perf_counter()
-
-    def stop_clock(self):
-        """Ends that, when the device is done."""
-        self.epoch_loss.item()  # waits for it
-        if self.since is not None:
-            self.seconds += time.perf_counter() - self.since
-        self.since = None
 
     def require_finite(self, *tensors):
         """Ends the program with exit code 1 unless all values are finite. It waits for the device."""
@@ -1338,21 +1309,14 @@ class Training:
             with open(path, "a") as file:
                 file.write(json.dumps(line) + "\n")
 
-    def save_is_due(self):
-        """Whether the last checkpoint is older than what a kill may cost, and this process writes it."""
-        return process_index() == 0 and time.perf_counter() - self.last_save > SAVE_EVERY
-
     def save(self, path):
         """Writes the checkpoint, unless the weights are not finite; of several processes the first does."""
         if process_index():
             return
-        running = self.since is not None
-        self.stop_clock()
-        self.require_finite(self.epoch_loss, *self.model.parameters())
-        write_tensors(path, self.state_dict())
-        self.last_save = time.perf_counter()
-        if running:
-            self.start_clock()
+        with self.paused():
+            self.require_finite(self.epoch_loss, *self.model.parameters())
+            write_tensors(path, self.state_dict())
+            self.last_save = time.perf_counter()
 
 
 def fit(args, data, encoder, projector, loss, name, probe=None, modules=()):
@@ -1366,8 +1330,9 @@ def fit(args, data, encoder, projector, loss, name, probe=None, modules=()):
     """
     run = Training(args, encoder, projector, loss, modules)
     first = process_index() == 0  # the process that writes, prints and evaluates
-    out, config, checkpoint = first_process(lambda: open_run(args, name, data))
-    if result := first_process(lambda: _finished(out)):
+    out, config, checkpoint, result = first_process(lambda: open_run(args, name, data))
+    if result:
+        leave_processes()
         return result
     torch.manual_seed(args.seed)
     if checkpoint:
@@ -1393,35 +1358,35 @@ def fit(args, data, encoder, projector, loss, name, probe=None, modules=()):
     bar = tqdm(total=steps, initial=run.step, unit="img", unit_scale=batch, disable=quiet)
     stop = 0
     signals = [0]  # and those that come, also in the midst of a step
-    with on_signals(lambda number, _: signals.append(number)), bar:
+
+    def remaining_batches():
         for epoch in range(run.step // per_epoch, args.epochs):
             order = epoch_order(args.seed, epoch, len(data.x_train), run.device)
-            run.start_clock()
-            for images in batches(data, order, batch, run.step % per_epoch, run.device):
-                run.train_on(images, rates[run.step])
-                bar.update()
-                epoch_ends = run.step % per_epoch == 0
-                stop = max_over_processes(signals[-1])
-                if (stop or run.save_is_due()) and not epoch_ends:
-                    run.save(out / "checkpoint.pt")
-                if stop:
-                    break
-            if epoch_ends:
-                run.stop_clock()
-                run.require_finite(run.epoch_loss)
-                line = run.epoch_line(epoch + 1, per_epoch, batch)
-                due = args.eval_every and (epoch + 1) % args.eval_every == 0
-                if first and (due or run.step == steps):
-                    run.require_finite(*run.model.parameters())
-                    frozen = representations(encoder, data)
-                    line |= {"knn200": knn_accuracy(*frozen), **rank_statistics(frozen[2])}
-                run.end_epoch(line, out / "metrics.jsonl")
+            yield from batches(data, order, batch, run.step % per_epoch, run.device)
+
+    with on_signals(lambda number, _: signals.append(number)), bar:
+        run.since = time.perf_counter()
+        for images in remaining_batches():
+            run.train_on(images, rates[run.step])
+            bar.update()
+            if run.step % per_epoch == 0:
+                with run.paused():
+                    run.require_finite(run.epoch_loss)
+                    line = run.epoch_line(run.step // per_epoch, per_epoch, batch)
+                    due = args.eval_every and line["epoch"] % args.eval_every == 0
+                    if first and (due or run.step == steps):
+                        run.require_finite(*run.model.parameters())
+                        frozen = representations(encoder, data)
+                        line |= {"knn200": knn_accuracy(*frozen), **rank_statistics(frozen[2])}
+                    run.end_epoch(line, out / "metrics.jsonl")
                 bar.write("  ".join(f"{key} {x:.5g}" for key, x in line.items() if not isinstance(x, list)))
-                stop = max_over_processes(signals[-1])
-                if stop or run.step == steps or run.save_is_due():
-                    run.save(out / "checkpoint.pt")
+            stop = max_over_processes(signals[-1])
+            if stop or run.step == steps or time.perf_counter() - run.last_save > SAVE_EVERY:
+                run.save(out / "checkpoint.pt")
             if stop:
                 break
+    if processes() == 1:
+        stop = signals[-1]  # the last save may have met one
     leave_processes()
     if stop:
         if first:
@@ -1456,13 +1421,6 @@ def fit(args, data, encoder, projector, loss, name, probe=None, modules=()):
 LAYERS = ("h", "z", "penultimate", "layer3", "projector_hidden")
 
 
-def _inner_layers(encoder):
-    """{layer: the module whose output it is}, of those inside the encoder."""
-    if isinstance(encoder, MLP):
-        return {"penultimate": encoder.hidden}
-    return {"penultimate": encoder.layer4[-2], "layer3": encoder.layer3}
-
-
 def inputs(encoder, x):
     """uint8 images x (B, 3, H, W), normalised, on the encoder's device and in its memory format."""
     x = normalize(x.to(next(encoder.parameters()).device))
@@ -1480,15 +1438,16 @@ def features(encoder, projector, x, layers=LAYERS):
     modules = nn.ModuleList([encoder, projector or nn.Identity()])
     training = encoder.training
     modules.eval()
+    if isinstance(encoder, MLP):
+        places = {encoder.hidden: "penultimate"}
+    else:
+        places = {encoder.layer4[-2]: "penultimate", encoder.layer3: "layer3"}
     inner = {}
 
-    def keep(layer):
-        def hook(module, inputs, output):
-            inner[layer] = output.flatten(2).mean(2) if output.ndim == 4 else output
+    def keep(module, inputs, output):
+        inner[places[module]] = output.flatten(2).mean(2) if output.ndim == 4 else output
 
-        return hook
-
-    hooks = [module.register_forward_hook(keep(layer)) for layer, module in _inner_layers(encoder).items()]
+    hooks = [module.register_forward_hook(keep) for module in places]
     parts = []
     for block in x.split(256):
         h = encoder(inputs(encoder, block))
@@ -1537,8 +1496,7 @@ def knn_accuracy(train_h, train_y, test_h, test_y, k=200, temperature=0.1):
     """
     _check_features(train_h, train_y, test_h, test_y)
     train_h, test_h = (F.normalize(h, dim=1) for h in full_precision(train_h, test_h))
-    train_y = train_y.long()
-    test_y = test_y.long()
+    train_y, test_y = train_y.long(), test_y.long()
     k = min(k, len(train_h))
     classes = int(max(train_y.max(), test_y.max())) + 1
     correct = 0
@@ -1555,18 +1513,29 @@ def knn_accuracy(train_h, train_y, test_h, test_y, k=200, temperature=0.1):
     return 100 * correct.item() / len(test_y)
 
 
+PROBE_LOGITS = 2**27  # that are in memory at once: 1 GB
+
+
 def logistic_regression(h, y, classes, l2, start=None, iterations=500):
-    """W (classes, D + 1) of least mean cross-entropy + l2/2 ‖W‖², its last column a bias without penalty."""
+    """W (classes, D + 1) of least mean cross-entropy + l2/2 ‖W‖², its last column a bias without penalty.
+
+    The logits of ImageNet's 1.28 million images take 10 GB: they are made in blocks.
+    """
+    blocks = list(zip(*(x.split(max(1, PROBE_LOGITS // classes)) for x in (h, y))))
     weight = (h.new_zeros(classes, h.shape[1] + 1) if start is None else start.clone()).requires_grad_()
     options = {"history_size": 20, "tolerance_grad": 1e-6, "tolerance_change": 1e-12}
     lbfgs = torch.optim.LBFGS([weight], max_iter=iterations, line_search_fn="strong_wolfe", **options)
 
     def objective():
         lbfgs.zero_grad()
-        value = F.cross_entropy(F.linear(h, weight[:, :-1], weight[:, -1]), y)
-        value = value + l2 / 2 * weight[:, :-1].square().sum()
-        value.backward()
-        return value
+        total = l2 / 2 * weight[:, :-1].square().sum()
+        total.backward()
+        for of_block, labels in blocks:
+            share = len(labels) / len(y)
+            value = share * F.cross_entropy(F.linear(of_block, weight[:, :-1], weight[:, -1]), labels)
+            value.backward()
+            total = total.detach() + value.detach()
+        return total
 
     lbfgs.step(objective)
     return weight.detach()
@@ -1590,16 +1559,14 @@ def linear_probe(train_h, train_y, test_h, test_y):
     def scores(weight, h):
         return F.linear(h, weight[:, :-1], weight[:, -1])
 
-    best = -1
-    chosen = (1e-3, None)
+    tried = []
     weight = None
     for l2 in (1e-1, 1e-2, 1e-3, 1e-4, 1e-5) if held.any() else ():
         weight = logistic_regression(train_h[~held], train_y[~held], classes, l2, weight, iterations=100)
         correct = (scores(weight, train_h[held]).argmax(1) == train_y[held]).sum().item()
-        if correct > best:
-            best = correct
-            chosen = (l2, weight)
-    weight = logistic_regression(train_h, train_y, classes, *chosen)
+        tried.append((correct, l2, weight))
+    _, l2, weight = max(tried, key=lambda one: one[0], default=(0, 1e-3, None))  # of equal ones the first
+    weight = logistic_regression(train_h, train_y, classes, l2, weight)
     hits = known[scores(weight, test_h).topk(min(5, classes)).indices] == test_y[:, None]
     return 100 * hits[:, 0].double().mean().item(), 100 * hits.any(1).double().mean().item()
 
@@ -1638,9 +1605,7 @@ def ranks(spectrum):
     and exp of the entropy of their shares. σ_k below 1e-12 σ₁ are rounding errors and left out."""
     kept = spectrum[spectrum > 1e-12 * spectrum[0]]  # of a spectrum of zeros none
     share = kept / kept.sum()
-    counts = {
-        f"rank_{text}": int((kept > float(text) * spectrum[0]).sum()) for text in ("1e-2", "1e-3", "1e-5")
-    }
+    counts = {f"rank_{x}": int((kept > float(x) * spectrum[0]).sum()) for x in ("1e-2", "1e-3", "1e-5")}
     entropy = -(share * share.log()).sum()
     return {**counts, "entropy_rank": entropy.exp().item() if len(kept) else 0.0}
 
@@ -1652,11 +1617,8 @@ def dead(variance):
 
 def rank_statistics(h):
     """What a run follows over time, of test features h (N, D): `ranks`, RankMe, the dead coordinates."""
-    return {
-        **ranks(covariance_spectrum(h)),
-        "rankme": rankme(h),
-        "dead": dead(h.double().var(0)).nonzero()[:, 0].tolist(),
-    }
+    coordinates = dead(h.double().var(0)).nonzero()[:, 0].tolist()
+    return {**ranks(covariance_spectrum(h)), "rankme": rankme(h), "dead": coordinates}
 
 
 def min_max_ratio(z):
@@ -1696,15 +1658,12 @@ def row_norms(encoder, h, penultimate):
 
 def weight_spectra(encoder, projector):
     """{name: singular values} of weights: the encoder's last block (all of the MLP), the projector."""
-    whole = isinstance(encoder, MLP)
-    block = encoder if whole else encoder.layer4[-1]
-    prefix = "" if whole else f"layer4.{len(encoder.layer4) - 1}."
-    layers = {prefix + name: m for name, m in block.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    place = "" if isinstance(encoder, MLP) else f"layer4.{len(encoder.layer4) - 1}"
+    block = encoder.get_submodule(place)
+    layers = {k: m for k, m in block.named_modules(prefix=place) if isinstance(m, nn.Conv2d | nn.Linear)}
     projector = projector or nn.Identity()
     linears = trained_linears(projector)
-    for name, module in projector.named_modules():
-        if module in linears:
-            layers[f"projector.{name}".rstrip(".")] = module  # of a projector that is a Linear the name is ""
+    layers |= {k: m for k, m in projector.named_modules(prefix="projector") if m in linears}
     weights = {name: module.weight.detach().double().flatten(1) for name, module in layers.items()}
     return {name: rounded(eigenvalues(_smaller_gram(weight)).sqrt()) for name, weight in weights.items()}
 
@@ -1818,9 +1777,12 @@ NOT_OF_A_RUN = ("out", "resume", "overwrite", "data_dir")  # arguments that do n
 
 
 def open_run(args, name, data):
-    """(folder, configuration, checkpoint or None) of a run, new or to be continued. UserError for a folder
-    that is not a run's, or whose script, row, arguments or data differ; --overwrite takes it all the same."""
-    out = args.out or Path("runs") / f"{Path(args.dataset).stem}-{name}-seed{args.seed}"
+    """(folder, configuration, checkpoint or None, result or None) of a run, new or to be continued.
+
+    UserError for a folder that is not a run's, or whose script, row, arguments or data differ; --overwrite
+    takes it all the same.
+    """
+    out = args.out or Path("runs") / f"{Path(args.dataset).absolute().stem}-{name}-seed{args.seed}"
     config = _configuration(args, name) | {"data": _checksum(args, data)}
     there, temporary = _claim(out)
     if there and not args.overwrite:
@@ -1829,17 +1791,16 @@ def open_run(args, name, data):
             note(f"{out} was begun on {there.get('device')}: here its weights will differ in rounding")
         config = there
     else:
-        _start_anew(out, config)
-    for path in {*temporary, *out.glob("config.json.0.tmp")}:
+        for file in RUN_FILES[:-1]:  # a kill from here on leaves config.json, by which the folder is a run's
+            (out / file).unlink(missing_ok=True)
+        write_json(out / "config.json", config)
+    for path in temporary:
         path.unlink(missing_ok=True)
-    return out, config, _checkpoint(out / "checkpoint.pt")
-
-
-def _finished(out):
+    result = None
     if (out / "result.json").exists():
         print(f"{out} is finished")
-        return read_json(out / "result.json")
-    return None
+        result = read_json(out / "result.json")
+    return out, config, _checkpoint(out / "checkpoint.pt"), result
 
 
 def _configuration(args, name):
@@ -1875,8 +1836,6 @@ def _claim(out):
     temporary = {path for file in RUN_FILES for path in out.glob(f"{file}.*.tmp")}
     config_file = out / "config.json"
     there = read_json(config_file) if config_file in entries else None
-    if there is None and any("config.json" in path.name for path in temporary):
-        entries -= {out / file for file in RUN_FILES}  # a kill during --overwrite left these
     if entries - temporary and not (isinstance(there, dict) and isinstance(there.get("arguments"), dict)):
         raise UserError(f"{out} is there and is not a run's folder: choose another with --out")
     # a run that ended before its first checkpoint has nothing to lose
@@ -1891,24 +1850,12 @@ def _require_same_run(out, there, config, resume):
     for arguments in (old, new):  # cuda:0 and cuda:1 are one kind of device, and a compiler may come or go
         arguments["device"] = str(arguments.get("device")).split(":")[0]
         arguments["compile"] = None
-    other = ", ".join(
-        f"{key} is {old.get(key)} there, {new[key]} here" for key in new if old.get(key) != new[key]
-    )
+    differing = [key for key in new if old.get(key) != new[key]]
+    other = ", ".join(f"{key} is {old.get(key)} there, {new[key]} here"[:200] for key in differing)
     if other or not resume:
         what = f"another run, {other}" if other else "this run already"
-        choices = (
-            "continue it with --resume and its arguments, choose another --out, or --overwrite replaces it"
-        )
-        raise UserError(f"{out} holds {what}: {choices}")
-
-
-def _start_anew(out, config):
-    config_file = out / "config.json"
-    if config_file.exists():  # a kill from here on leaves a folder that is known as a run's
-        os.replace(config_file, f"{config_file}.0.tmp")
-    for file in RUN_FILES:
-        (out / file).unlink(missing_ok=True)
-    write_json(config_file, config)
+        advice = "continue it with --resume and its arguments, choose another --out"
+        raise UserError(f"{out} holds {what}: {advice}, or --overwrite replaces it")
 
 
 def _checkpoint(path):
@@ -1975,27 +1922,18 @@ def fail(text, code):
     first = os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
     line = " ".join(text.split())
     if distributed():
-        first = _STORE[0].add(line, 1) == 1
+        with contextlib.suppress(RuntimeError):  # the process that has the store may be gone
+            first = _STORE[0].add(line, 1) == 1
     if first:
         sys.stderr.write(f"{line}\n")
     sys.exit(code)
-
-
-def _is_lost(error):
-    signs = ("gloo", "nccl", "connection", "socket", "store", "timed out")
-    return processes() > 1 and any(sign in str(error).lower() for sign in signs)
-
-
-def _is_out_of_memory(error):
-    signs = ("out of memory", "can't allocate memory", "ALLOC_FAILED")  # the GPU's, the CPU's, cuBLAS's
-    return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
 
 
 def run(main):
     """Calls a script's main(). Exit codes: 2 bad input, in one line; 1 no memory left; 130, 143 signals."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda n, _: sys.exit(128 + n))
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None: closed
         stream.reconfigure(errors="backslashreplace")
     script = Path(sys.argv[0]).name
     try:
@@ -2003,12 +1941,14 @@ def run(main):
     except (UserError, OSError) as error:
         fail(f"{script}: error: {error}", 2)
     except (RuntimeError, MemoryError) as error:
-        if _is_lost(error):
+        lost = re.search("gloo|nccl|connection|socket|store|timed out", str(error), re.IGNORECASE)
+        if lost and processes() > 1:
             what = brief(error).split(". ")[0]
             why = f"process {process_index()} has lost another one ({what}): --resume continues"
             sys.stderr.write(f"{script}: error: {why}\n")
             os._exit(1)  # what waits for the other would hang
-        if not _is_out_of_memory(error):
+        full = re.search("out of memory|can't allocate memory|ALLOC_FAILED", str(error))  # GPU, CPU, cuBLAS
+        if not full and not isinstance(error, MemoryError):
             raise
         advice = "a smaller --batch-size or --width needs less"
         what = brief(error).split(" GPU ")[0]  # PyTorch adds five lines of advice

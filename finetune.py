@@ -18,6 +18,7 @@ import os
 import statistics
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import common
@@ -106,10 +107,9 @@ def fit(args, data, chosen, encoder):
     parts = {"model": model, "optimizer": optimizer(args, encoder, classifier)}
     views = torch.Generator(args.device).manual_seed(args.seed)
 
-    out, config, checkpoint = common.open_run(args, run_name(args), data)
-    if (out / "result.json").exists():
-        print(f"{out} is finished")
-        return common.read_json(out / "result.json")
+    out, config, checkpoint, result = common.open_run(args, run_name(args), data)
+    if result:
+        return result
     metrics = []
     begun = (0, 0.0)  # batches of the next epoch that are done, and the sum of their losses
     seconds = 0.0
@@ -144,14 +144,16 @@ def fit(args, data, chosen, encoder):
                     save((done, total))
                 if signals[-1]:
                     sys.exit(128 + signals[-1])
-        loss = float(total) / len(chosen)
-        if not math.isfinite(loss):
-            raise SystemExit(f"the loss is not finite in epoch {epoch + 1}: try a smaller --lr, --lr-encoder")
-        metrics.append({"epoch": epoch + 1, "loss": loss, "seconds": time.perf_counter() - started})
-        begun = (0, 0.0)
-        with common.atomic_write(out / "metrics.jsonl") as file:
-            file.write("".join(json.dumps(line) + "\n" for line in metrics).encode())
-        save(begun)
+            loss = float(total) / len(chosen)
+            if not math.isfinite(loss):
+                common.fail(f"loss not finite in epoch {epoch + 1}: try a smaller --lr, --lr-encoder", 1)
+            metrics.append({"epoch": epoch + 1, "loss": loss, "seconds": time.perf_counter() - started})
+            begun = (0, 0.0)
+            with common.atomic_write(out / "metrics.jsonl") as file:
+                file.write("".join(json.dumps(line) + "\n" for line in metrics).encode())
+            save(begun)
+        if signals[-1]:
+            sys.exit(128 + signals[-1])
     top1, top5 = accuracies(encoder, classifier, data)
     result = {"config": config, "top1": top1, "top5": top5, "images": len(chosen)}
     result |= {key: metrics[-1][key] for key in ("loss", "seconds")}
@@ -226,7 +228,7 @@ def table(scale):
             ]
             cells = ""
             for metric in ("top1", "top5"):
-                values = [run[metric] for run in found]
+                values = [run[metric] for run in found if isinstance(run.get(metric), float)]
                 spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
                 text = f"{statistics.mean(values):.1f}{spread} ({len(values)})" if values else "–"
                 cells += f"{text:>18}"
@@ -237,7 +239,10 @@ def table(scale):
 def main():
     args = parser().parse_args()
     if args.table:
-        return table(args.table)
+        try:
+            return table(args.table)
+        except ImportError as error:
+            raise common.UserError(f"--table needs the whole repository ({error})") from None
     if not args.checkpoint:
         raise common.UserError("a checkpoint must be named, such as runs/cifar10-simclr-seed0/encoder.pt")
     if args.freeze and args.lr_encoder:
@@ -245,14 +250,21 @@ def main():
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise common.UserError("finetune.py runs in one process")
     encoder, found = common.load_encoder(args.checkpoint)
-    found["image_size"] = found["image_size"] or args.image_size
-    config = Path(args.checkpoint).with_name("config.json")
-    of_a_run = Path(args.checkpoint).name == "encoder.pt" and config.exists()
-    found["pretraining"] = common.read_json(config) if of_a_run else None
+    own = found["image_size"]
+    if own and args.image_size not in (None, own):
+        raise common.UserError(f"--image-size {args.image_size}: this MLP takes images of {own} pixels")
+    found["image_size"] = own or args.image_size
+    checkpoint = Path(args.checkpoint)
+    config = checkpoint.with_name("config.json")
+    of_a_run = checkpoint.name == "encoder.pt" and config.exists()
+    checksum = f"{zlib.crc32(checkpoint.read_bytes()):08x}"
+    found["pretraining"] = common.read_json(config) if of_a_run else checksum
     args, data = common.prepare(argparse.Namespace(**{**vars(args), **found}), resolve)
     if args.scratch:
         encoder = common.make_encoder(args)
     chosen = choose(data.y_train, args.labels, args.seed).to(args.device)
+    if len(chosen) < 2:
+        raise common.UserError(f"--labels {args.labels:g} takes {len(chosen)} image; two are the least")
     fit(args, data, chosen, encoder)
 
 

@@ -50,7 +50,10 @@ def pack(path, size, skip_broken=False):
         if whole and note["skipped"] and not skip_broken:
             common.note(f"{folder} was packed without {len(note['skipped'])} unreadable images of {split}")
         if not whole:
-            started = note.get("listing") == listing and (skip_broken or not note["skipped"])
+            started = note.get("listing") == listing
+            if started and note["skipped"] and not skip_broken:
+                what = f"{folder} was begun without {note['skipped'][0]}, which is not readable"
+                raise common.UserError(f"{what}: --skip-broken goes on, or {ANEW}")
             note = note if started else {"listing": listing, "done": 0, "skipped": []}
             _write(images, size, folder / f"{split}.part", note_file, note, skip_broken)
             os.replace(folder / f"{split}.part", folder / f"{split}.npy")
@@ -67,7 +70,7 @@ def load(path, size):
         labels = [parts["train"].class_to_idx[Path(file).relative_to(path).parts[1]] for file in kept]
         try:
             x = np.load(folder / f"{split}.npy", mmap_mode="c")  # copies of pages that nobody writes
-        except (OSError, ValueError) as error:
+        except Exception as error:  # zip, system: a damaged file has many
             what = common.brief(error)
             raise common.UserError(f"{folder / split}.npy is damaged ({what}): {ANEW}") from None
         if x.dtype != np.uint8 or x.shape != (len(kept), 3, size, size):

@@ -105,7 +105,11 @@ def state(run):
 def outdated(run):
     """Why what the run's folder holds can't be continued as the run, as text; "" if it can."""
     config = read(run.folder / "config.json")
-    return fault(run, config) if config else ""
+    why = fault(run, config) if config else ""
+    if config and not why and run.base:
+        same = config["arguments"]["pretraining"] == read(run.base.folder / "config.json")
+        why = "" if same else "its encoder is another"
+    return why
 
 
 def epochs_done(run):
@@ -119,10 +123,8 @@ def in_use(folder):
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # a file system without locks
-        return False
+    except OSError as error:  # others: a file system without locks
+        return isinstance(error, BlockingIOError)
     finally:
         os.close(descriptor)
     return False
@@ -209,9 +211,8 @@ def show(runs, brief=False):
     line = f"{len(runs) - len(waiting)} of {len(runs)} runs done"
     if waiting:
         total = None if None in left.values() else sum(left.values())
-        line += (
-            f"; next {waiting[0]}, which needs {minutes(left[waiting[0]])} min; all need {minutes(total)} min"
-        )
+        first = minutes(left[waiting[0]])
+        line += f"; next {waiting[0]}, which needs {first} min; all need {minutes(total)} min"
         line += "" if total else " (some not timed yet)"
     print(line, flush=True)
 
@@ -293,13 +294,12 @@ class Trainer:
         old = outdated(run)
         if state(run) or old:
             say(f"{state(run) or f'{run.folder} is of an older recipe ({old})'}: trained again")
-        command = [
-            *(self.python[:1] if run.base else self.python),
-            *rows.command(run.row, run.scale, run.dataset, self.data),
-        ]
+        command = self.python[:1] if run.base else self.python
+        command = [*command, *rows.command(run.row, run.scale, run.dataset, self.data)]
         command += ["--seed", str(run.seed), "--out", str(run.folder)]
-        lost = run.encoder and (run.folder / "result.json").exists() and not run.weights.exists()
-        command += ["--overwrite" if old or lost else "--resume"]
+        if run.encoder and not run.weights.exists():  # evaluated again, it is written again
+            (run.folder / "result.json").unlink(missing_ok=True)
+        command += ["--overwrite" if old else "--resume"]
         command += [str(run.base.weights)] if run.base else []
         line = " ".join(command)
         say(f"{run}: {line}")
@@ -360,6 +360,13 @@ def duration(text):
     return int(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
 
 
+def moment(text):
+    """An argparse type: seconds since 1970."""
+    if not re.fullmatch(r"\d{1,10}(\.\d+)?", text):
+        raise argparse.ArgumentTypeError(f"{text} is no time in seconds since 1970")
+    return float(text)
+
+
 def seeds(text):
     """An argparse type: whole numbers."""
     if not re.fullmatch(r"( *\b(0|[1-9]\d{0,8}))+ *", text):
@@ -388,7 +395,7 @@ def main():
     add("--jobs", type=int, choices=range(1, 9), default=1, metavar="N", help="runs at a time (1)")
     add("--gpus", type=int, choices=range(1, 65), default=1, metavar="N", help="that share each run (1)")
     add("--budget", type=duration, default=float("inf"), help="ends after 90s, 9m or 2h (never)")
-    add("--since", type=float, default=time.time(), help="when the budget began, as date +%%s says (now)")
+    add("--since", type=moment, default=time.time(), help="when the budget began, as date +%%s says (now)")
     args = parser.parse_args()
     runs = runs_of(args.tables, args.scale, args.seeds, args.datasets)
     code = 0

@@ -10,6 +10,11 @@ state dict of a torchvision-named ResNet-18, -34 or -50 of either stem and any w
 or under the keys and prefixes that are in use. report.py draws the papers' figures with the functions below.
 """
 
+import signal
+
+if __name__ == "__main__":  # Ctrl-C during imports ends the process there, without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import sys
 from itertools import chain, islice, pairwise, product
@@ -194,8 +199,7 @@ def draw_norms(runs):
     heading = "Last layer: do dimensions of little variance have small weight rows?"
     kinds = {"bare": r"$\|W^i\|^2$"}
     if any(has_batchnorm(result) for _, result in runs):
-        folded = r"$\gamma_i^2/(v_i+\epsilon)\;\|W^i\|^2$, with BatchNorm of running variance $v_i$"
-        kinds["folded"] = folded
+        kinds["folded"] = r"$\gamma_i^2/(v_i+\epsilon)\;\|W^i\|^2$, with BatchNorm of running variance $v_i$"
     figure, axes = panels(heading, 1, len(kinds), 4.5, 4)
     for axis, (kind, name) in zip(axes[0], kinds.items()):
         for (label, result), marker in zip(runs, MARKERS * len(runs)):
@@ -326,6 +330,7 @@ def draw_history(results, scale, datasets, _):
         for i, row in enumerate(METHODS):
             runs = [run for run in results.of(scale, dataset, row).values() if run.get("history")]
             runs = [run for run in runs if attempt(horizons, run, [0]) is not None]
+            runs = [run for run in runs if attempt(rank_curve, run) and attempt(dead_curve, run)]
             epochs = {tuple(point["epoch"] for point in run["history"]) for run in runs}
             if len(epochs) != 1:  # none, or seeds that were not evaluated at the same time
                 continue
@@ -337,7 +342,8 @@ def draw_history(results, scale, datasets, _):
         for axis, name in zip(line, (RANK, "dead coordinates of h")):
             axis.set(xlabel=HORIZON, ylabel=name, title=title(dataset))
         line[1].set_ylim(0, max(1, line[1].get_ylim()[1]))  # there may be none
-        line[1].legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
+        if line[1].lines:
+            line[1].legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
@@ -349,9 +355,8 @@ def draw_clock(results, scale, datasets, _):
         for i, row in enumerate(names):
             runs = [run for data in datasets for run in results.of(scale, data, row).values()]
             runs = [run for run in runs if attempt(horizons, run, [0]) is not None]
-            runs = [
-                run for run in runs if attempt(get, run, "images_per_second") and attempt(rank_curve, run)
-            ]
+            runs = [run for run in runs if attempt(get, run, "images_per_second")]
+            runs = [run for run in runs if attempt(rank_curve, run)]
             for run in runs:
                 settings = run["config"]["arguments"]
                 epochs = np.array([0, *(point["epoch"] for point in run["history"])])
@@ -373,8 +378,7 @@ def draw_shut(results, scale, datasets, _):
     figure, axes = panels(f"What shuts a dimension of h? ({scale})", 1, len(datasets), 6.5, 3.8)
     for axis, dataset in zip(axes[0], datasets):
         for row, hatch, shift in zip(QUESTION, ("", "///", "..."), (-0.27, 0, 0.27)):
-            found = [attempt(shut, run) for run in results.of(scale, dataset, row).values()]
-            found = [counts for counts in found if counts]
+            found = [one for run in results.of(scale, dataset, row).values() if (one := attempt(shut, run))]
             if not found:
                 continue
             counts = np.array([list(some.values()) for some in found])
@@ -436,8 +440,11 @@ def read(path, args):
         if not args.dataset:
             raise common.UserError(f"{path} is a checkpoint: --dataset must name images for its spectrum")
         encoder, found = common.load_encoder(path)
-        data = common.load_dataset(args.dataset, args.data_dir, found["image_size"] or args.image_size)
-        return path.stem, common.layer_statistics(encoder, None, data.x_test)
+        own = found["image_size"]
+        if own and args.image_size not in (None, own):
+            raise common.UserError(f"--image-size {args.image_size}: {path} takes images of {own} pixels")
+        data = common.load_dataset(args.dataset, args.data_dir, own or args.image_size)
+        return str(path.with_suffix("")), common.layer_statistics(encoder, None, data.x_test)
     result = common.read_json(path / "result.json" if path.is_dir() else path)
     if any(attempt(get, result, *keys) in (None, []) for keys in NEEDED):
         raise common.UserError(f"{path} is not the result of a finished run")
@@ -446,13 +453,11 @@ def read(path, args):
 
 def distinct(runs):
     """The runs, those of the same row and seed labelled with the arguments in which they differ."""
-    labels = [label for label, _ in runs]
-    every = [result.get("config", {}).get("arguments", {}) for _, result in runs]
-    differing = [key for key in every[0] if any(arguments.get(key) != every[0][key] for arguments in every)]
-    for i, label in enumerate(labels):
-        if labels.count(label) > 1:
-            label += "".join(f", {key} {every[i].get(key)}" for key in differing if key != "seed")
-        yield label, runs[i][1]
+    given = [result.get("config", {}).get("arguments", {}) for _, result in runs]
+    for (label, result), own in zip(runs, given):
+        alike = [other for (name, _), other in zip(runs, given) if name == label]
+        differing = [key for key in own if any(other.get(key) != own[key] for other in alike)]
+        yield label + "".join(f", {key} {own[key]}" for key in differing), result
 
 
 def table(runs):
@@ -464,6 +469,16 @@ def table(runs):
         cells += [measure(result, "rank_1e-3"), measure(result, "dead")]
         cells += [result["rankme"][layer] for layer in "hz"]
         yield f"{label:32}" + "".join(f"{number(cell):>10}" for cell in cells)
+
+
+def draw(runs, args):
+    """The figure that the arguments ask for."""
+    if args.norms:
+        return draw_norms(runs)
+    if args.covariance:
+        line = [(label, result, args.layer) for label, result in runs]
+        return draw_covariances(f"Covariance of the {LAYERS[args.layer]}", [line])
+    return draw_spectra(runs, args.layer)
 
 
 def main():
@@ -485,24 +500,21 @@ def main():
         raise common.UserError(f"-o {args.out} must end in .png, .pdf or .svg")
     started = [run for run in args.runs if (run / "config.json").exists()]
     unfinished = [run for run in started if not (run / "result.json").exists()]
-    if unfinished:
-        print("left out, not finished:", *unfinished, file=sys.stderr)
     if len(unfinished) == len(args.runs):
         raise common.UserError("none of these runs is finished: continue them with --resume")
+    if unfinished:
+        print("left out, not finished:", *unfinished, file=sys.stderr)
     runs = list(distinct([read(path, args) for path in args.runs if path not in unfinished]))
     for label, result in runs:
         if not args.norms and not result["spectra"].get(args.layer):
             raise common.UserError(f"{label} has no layer {args.layer}")
-    if args.norms:
-        figure = draw_norms(runs)
-    elif args.covariance:
-        line = [(label, result, args.layer) for label, result in runs]
-        figure = draw_covariances(f"Covariance of the {LAYERS[args.layer]}", [line])
-    else:
-        figure = draw_spectra(runs, args.layer)
-    lines = list(table(runs))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(args.out, dpi=150, bbox_inches="tight")
+    try:
+        figure = draw(runs, args)
+        lines = list(table(runs))
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(args.out, dpi=150, bbox_inches="tight")
+    except (AttributeError, LookupError, TypeError, ValueError) as error:  # whatever a result.json holds
+        raise common.UserError(f"these results can't be drawn ({common.brief(error)})") from None
     print(*lines, args.out, sep="\n")
 
 

@@ -10,6 +10,11 @@ share initial encoder, order of images and views. A file that is no such result,
 that it lies in, is named and left out, and the exit code is 1.
 """
 
+import signal
+
+if __name__ == "__main__":  # Ctrl-C during imports ends the process there, without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import sys
 from collections import Counter
@@ -67,6 +72,7 @@ class Results:
             self.toy = dict(sorted((self.toy | found).items()))
         elif len(parts) == 1 and parts[0].startswith("bench-"):
             claims.cost(content)
+            require(isinstance(content["device"], str), "has no valid device")
             self.benches.append(content)
         else:
             raise common.UserError("is not at <scale>/<dataset>/<row>/seed<k>.json")
@@ -120,11 +126,10 @@ class Results:
         """The data sets that a pooled Part is of: every pair has LEAST seeds that all these share; or else
         those in which every pair has any; or all."""
         seeds = {}
+        kept = []
         for dataset in datasets:
             values = [self.values(part, scale, dataset, pair) for pair in part.pairs]
             seeds[dataset] = set.intersection(*map(set, values))
-        kept = []
-        for dataset in datasets:
             if len(set.intersection(*(seeds[name] for name in [*kept, dataset]))) >= LEAST:
                 kept.append(dataset)
         return kept or [dataset for dataset in datasets if seeds[dataset]] or datasets
@@ -175,6 +180,7 @@ def check(result, scale, dataset, row, seed):
         require(good, f"has no valid spectrum, rankme or min_max_ratio of {layer}")
         block = result["covariance"][layer]["block"]
         require({len(line) for line in block} == {len(block)}, f"has no square covariance of {layer}")
+    setting(result)  # what it is trained on can be said
     for key in ("bare", "folded", "variance"):
         require(all(is_number(x, 0) for x in norms[key]), f"has no valid row_norms, {key}")
     lengths = {len(spectra["h"]), len(spectra["penultimate"]), *map(len, norms.values())}
@@ -307,14 +313,14 @@ def answer(results, scale, dataset):
         line = [name, mean_std([] if None in starts else starts)]
         for row, of_row in runs.items():
             said = effect(results, scale, dataset, row, statistic) if row in sides else ()
-            line.append(
-                ", ".join(filter(None, [mean_std([measure(run, statistic) for run in of_row]), *said]))
-            )
+            cell = [mean_std([measure(run, statistic) for run in of_row]), *said]
+            line.append(", ".join(filter(None, cell)))
             if any(said):
                 words[row].setdefault(said[0], []).append(name)
         lines.append(line)
-    start = plot.attempt(last_weight, runs["noproj"], "start")
-    lines.append(["σ₁ of the encoder's last weight", start or "–", *map(last_weight, runs.values())])
+    places = [(runs["noproj"], "start"), *([of_row] for of_row in runs.values())]
+    weights = [plot.attempt(last_weight, *place) or "–" for place in places]
+    lines.append(["σ₁ of the encoder's last weight", *weights])
     said = f"**`{scale}`** ({rows.SCALES[scale].meaning}; {title(dataset)})."
     for row, name in sides.items():
         effects = (f"{word} ({', '.join(of)})" for word, of in words[row].items())
@@ -336,10 +342,8 @@ def opening(results):
         yield "**Open** until a GPU runs `paper`: whether it is so at the papers' width, epochs and accuracy."
 
 
-METHOD = (DOCS / "method.md").read_text().rstrip().format_map(vars(claims))
-QUESTIONS = (
-    "Does the projector prevent collapse? Does a penalty on the last weights? Does either buy accuracy?"
-)
+PURPOSE = "Does the projector prevent collapse? Does a penalty on the last weights? Does either buy accuracy?"
+
 # --------------------------------------------------------------------------------------------------- the page
 
 
@@ -487,11 +491,11 @@ def toy_paragraphs(toy):
 
 def page(results, figures):
     """RESULTS.md, paragraph by paragraph. figures: names of those that can be drawn, by scale."""
-    yield f"# Results\n\n**{QUESTIONS}**"
+    yield f"# Results\n\n**{PURPOSE}**"
     yield from opening(results)
     if plot.places(results):
         yield "![Accuracy against rank of h](figures/accuracy-rank.png)"
-    yield METHOD
+    yield (DOCS / "method.md").read_text().rstrip().format_map(vars(claims))
     if results.problems:
         yield "\n".join(["Left out:", "", *(f"- {problem}" for problem in results.problems)])
     yield f"## Claims\n\n{claims_table(results, figures)}"
@@ -588,6 +592,8 @@ def main():
     kind.add_argument("--table", choices=rows.TABLES, help="print this table instead")
     parser.add_argument("--scale", choices=rows.SCALES, help="of --table (all that are measured)")
     args = parser.parse_args()
+    if not args.out.name or args.out.is_dir():
+        raise common.UserError(f"-o {args.out} is no file")
     if not args.results.is_dir():
         raise common.UserError(f"--results {args.results} is no folder")
     results = Results(args.results)

@@ -118,10 +118,9 @@ def ll(cifar10, cifar100):
     return {("cifar10", "knn200"): cifar10, ("cifar100", "knn200"): cifar100}
 
 
-def imagenet(linear, of_z=None):
-    """DirectCLR's numbers of a row: linear probe on h and on z alone."""
-    found = {("imagenet", "linear_top1"): linear, ("imagenet", "subvector_linear_top1"): of_z}
-    return {key: number for key, number in found.items() if number is not None}
+def imagenet(*numbers):
+    """DirectCLR's numbers of a row: linear probe on h and, where it is printed, on z alone."""
+    return dict(zip([("imagenet", "linear_top1"), ("imagenet", "subvector_linear_top1")], numbers))
 
 
 # Parts of commands
@@ -190,25 +189,17 @@ ROWS = [
 ]
 # SparseHead table 1: linear probe and kNN-5 on each of SETS; top-1 and top-5 on ImageNet-100 and ImageNet
 SPARSEHEAD = {
-    "sh-simclr": (91.80, 88.42, 66.83, 56.57, 90.51, 85.68, 48.82, 32.86),
-    "sh-simclr-sparsehead": (92.75, 90.32, 67.55, 56.84, 92.24, 88.49, 51.42, 36.16),
-    "sh-byol": (91.73, 89.26, 66.60, 56.82, 91.86, 88.61, 51.01, 36.14),
-    "sh-byol-sparsehead": (92.45, 90.05, 67.52, 56.86, 92.60, 88.63, 52.16, 36.74),
-    "sh-barlow": (90.88, 88.78, 66.67, 56.39, 90.71, 86.31, 49.74, 33.61),
-    "sh-barlow-sparsehead": (91.28, 89.87, 66.91, 56.47, 91.45, 88.46, 51.49, 35.26),
-}
-ON_IMAGENET = {
-    "sh-simclr": (70.15, 89.75, 69.32, 89.15),
-    "sh-simclr-sparsehead": (72.27, 91.24, 71.44, 90.82),
-    "sh-byol": (74.89, 92.83, 74.31, 91.62),
-    "sh-byol-sparsehead": (75.94, 92.91, 75.52, 92.76),
-    "sh-barlow": (72.88, 90.99, 73.22, 91.01),
-    "sh-barlow-sparsehead": (75.75, 92.95, 75.32, 92.28),
+    "simclr": (91.80, 88.42, 66.83, 56.57, 90.51, 85.68, 48.82, 32.86, 70.15, 89.75, 69.32, 89.15),
+    "simclr-sparsehead": (92.75, 90.32, 67.55, 56.84, 92.24, 88.49, 51.42, 36.16, 72.27, 91.24, 71.44, 90.82),
+    "byol": (91.73, 89.26, 66.60, 56.82, 91.86, 88.61, 51.01, 36.14, 74.89, 92.83, 74.31, 91.62),
+    "byol-sparsehead": (92.45, 90.05, 67.52, 56.86, 92.60, 88.63, 52.16, 36.74, 75.94, 92.91, 75.52, 92.76),
+    "barlow": (90.88, 88.78, 66.67, 56.39, 90.71, 86.31, 49.74, 33.61, 72.88, 90.99, 73.22, 91.01),
+    "barlow-sparsehead": (91.28, 89.87, 66.91, 56.47, 91.45, 88.46, 51.49, 35.26, 75.75, 92.95, 75.32, 92.28),
 }
 SETS = ("cifar10", "cifar100", "stl10", "tiny-imagenet")
 KEYS = [(name, metric) for name in SETS for metric in ("linear_top1", "knn5")]
 KEYS += [(name, metric) for name in ("imagenet100", "imagenet") for metric in ("linear_top1", "linear_top5")]
-PRINTED = {name: dict(zip(KEYS, SPARSEHEAD[name] + ON_IMAGENET[name], strict=True)) for name in SPARSEHEAD}
+PRINTED = {f"sh-{row}": dict(zip(KEYS, found, strict=True)) for row, found in SPARSEHEAD.items()}
 SPARSEHEAD_ROWS = [
     Row("sh-noproj", ST, "SimCLR, no projector", f"{NOPROJ} --temperature 0.5"),
     Row("sh-simclr", ST, "SimCLR", SIM),
@@ -289,7 +280,9 @@ def command(name, scale, dataset, data_dir="data"):
     recipe = RECIPES[ROW[name].recipe]
     words = f"{ROW[name].command} {recipe.get(dataset, recipe[''])}".split()
     if dataset in DATASETS and DATASETS[dataset].folder:
-        words += ["--dataset", str(Path(data_dir, dataset)), "--image-size", str(DATASETS[dataset].pixels)]
+        base = ROW[name].pretrained
+        pixels = arguments(base, scale, dataset)["image_size"] if base else DATASETS[dataset].pixels
+        words += ["--dataset", str(Path(data_dir, dataset)), "--image-size", str(pixels)]
     else:
         words += ["--dataset", dataset]
     size = "" if ROW[name].pretrained else SCALES[scale].flags
@@ -333,8 +326,7 @@ def mismatch(config, name, scale, dataset):
             script = ROW[name].command.split()[0]
             if config["script"] != script:
                 return f"made by {config['script']}, not {script}"
-            known = DATASETS.get(dataset)
-            pixels = (known and known.pixels) or recorded["image_size"]
+            pixels = DATASETS[dataset].pixels if dataset in DATASETS else recorded["image_size"]
             expected = arguments(name, scale, dataset, pixels)
             found = _resolved(script, vars(_parser(script).parse_args([])) | recorded, pixels)
             pretrained = ROW[name].pretrained
@@ -347,9 +339,7 @@ def mismatch(config, name, scale, dataset):
 
 
 def _resolved(script, given, pixels):
-    given = given | {"dataset": Path(given["dataset"]).stem}
-    if given["image_size"] is None:
-        given["image_size"] = pixels
+    given = given | {"dataset": Path(given["dataset"]).stem, "image_size": given["image_size"] or pixels}
     found = vars(_module(script).resolve(argparse.Namespace(**given)))
     return json.loads(json.dumps({key: value for key, value in found.items() if key not in FREE}))
 
@@ -359,7 +349,7 @@ def _of_scale(scale):
     words = SCALES[scale].flags.split()
     flags = {word[2:].replace("-", "_") for word in words if word.startswith("--")}
     found = vars(_parser("simclr.py").parse_args(words))
-    return {key: found[key] for key in {"epochs", "width", "train_size", *flags} - FREE}
+    return {key: found[key] for key in sorted({"epochs", "width", "train_size", *flags} - FREE)}
 
 
 def _parser(script):

@@ -17,6 +17,11 @@ Reproduces DirectCLR figures 3, 5, 6, 11 and WERank figures 1-5, and judges what
 Only runs without changes write to figures/ and results/.
 """
 
+import signal
+
+if __name__ == "__main__":  # Ctrl-C during imports ends the process there, without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import os
 from functools import reduce

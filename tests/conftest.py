@@ -72,7 +72,7 @@ def tiny(tmp_path_factory):
 
 # Importing torch takes longer than a tiny run: this process has, and forks another for every run.
 FORKS = """
-import json, os, runpy, signal, sys, common, torch._dynamo  # which the first step imports
+import gc, json, os, runpy, signal, sys, traceback, common, torch._dynamo  # which the first step imports
 sys.path[0] = os.getcwd()
 probe = common.logistic_regression  # most of a tiny run's time, so with fewer iterations
 common.logistic_regression = lambda *args, iterations=0: probe(*args, iterations=10)
@@ -84,10 +84,21 @@ def run(folder, code, argv, environment):
     for stream, name in ((1, "out"), (2, "err")):
         name += os.environ.get("RANK", "")
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), stream)
-    exec(code, globals())
-    sys.argv = argv
-    runpy.run_path(argv[0], run_name="__main__")
-    sys.exit()
+    ended = 0
+    try:
+        exec(code, globals())
+        sys.argv = argv
+        runpy.run_path(argv[0], run_name="__main__")
+    except SystemExit as stopped:
+        ended = stopped.code or 0
+    except BaseException:
+        traceback.print_exc()
+        ended = 1
+    if environment or isinstance(ended, str):
+        sys.exit(ended)
+    sys.stdout.flush(), sys.stderr.flush()
+    os._exit(ended)  # to take torch to pieces costs more than a tiny run
+gc.freeze()  # what is here is no garbage: a child that looked for some would copy its pages
 for line in sys.stdin:
     *job, environments = json.loads(line)
     children = []
@@ -116,8 +127,10 @@ def forks():
     before: code that runs first, in which `common` can be changed. processes: so many of one run, whose codes
     are a list and whose out and err are joined.
     """
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    environment = os.environ | {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"}  # which common overrules
     command = [sys.executable, "-c", FORKS]
-    server = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen(command, cwd=ROOT, text=True, env=environment, **pipes)
 
     def call(folder, name, *arguments, before="", processes=1):
         environments = torchruns(processes) if processes > 1 else [{}]
@@ -168,6 +181,61 @@ def start(tmp_path, tiny, forks):
         return forks(tmp_path, *words, before=before, processes=processes)
 
     return call
+
+
+@pytest.fixture
+def method(monkeypatch, tiny):
+    """method("barlow --hidden 8"): what a script gives to common.fit; with the MLP unless told otherwise."""
+
+    def call(line):
+        script, *flags = line.split()
+        caught = {}
+
+        def fit(args, data, encoder, projector, loss, name, probe=None, modules=()):
+            caught.update(locals())
+
+        monkeypatch.setattr("common.fit", fit)
+        words = ["--dataset", str(tiny), "--device", "cpu", "--batch-size", "8", "--width", "4"]
+        words += [] if "--arch" in flags else ["--arch", "mlp"]
+        monkeypatch.setattr(sys, "argv", [f"{script}.py", *words, *flags])
+        importlib.import_module(script).main()
+        return SimpleNamespace(**caught)
+
+    return call
+
+
+@pytest.fixture
+def laid_out(monkeypatch):
+    """Figures are laid out with all their artists, but not rendered: what is saved is empty."""
+
+    def savefig(figure, path, **_):
+        figure.draw_without_rendering()
+        path.touch()
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", savefig)
+
+
+def sabotage(function, call, action):
+    """Code for `forks`: a function of common does something at its n-th call."""
+    return f"""
+original, calls = common.{function}, [0]
+def sabotaged(*args, **kwargs):
+    calls[0] += 1
+    if calls[0] == {call}:
+        {action}
+    return original(*args, **kwargs)
+common.{function} = sabotaged
+"""
+
+
+def comparable(folder):
+    """All that a finished run has and that may not depend on interruptions."""
+    result = read(folder)
+    lines = read(folder, "metrics.jsonl")
+    for timed in (result, *result["history"], *lines):
+        del timed["seconds"], timed["images_per_second"]
+    del result["config"]["git"]  # of a repository that changes
+    return (folder / "encoder.pt").read_bytes(), result, lines
 
 
 def read(folder, name="result.json"):

@@ -1,15 +1,12 @@
 """What can be seen of the CUDA path without a GPU, and the tests that need one."""
 
-import importlib
 import signal
-import sys
 from functools import partial
 from types import SimpleNamespace
 
 import common
 import pytest
 import torch
-from conftest import ROOT, TINY_RUN, run_process
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -44,27 +41,6 @@ METHODS = [
     "barlow --hidden 16 --embedding 8",
     "byol --hidden 16 --embedding 8",
 ]
-
-
-@pytest.fixture
-def method(monkeypatch, tiny):
-    """method(line): what a script gives to common.fit."""
-
-    def call(line):
-        script, *flags = line.split()
-        caught = {}
-
-        def fit(args, data, encoder, projector, loss, name, probe=None, modules=()):
-            caught.update(locals())
-
-        monkeypatch.setattr(common, "fit", fit)
-        words = ["--dataset", str(tiny), "--device", "cpu", "--batch-size", "8", "--width", "4"]
-        words += [] if "--arch" in flags else ["--arch", "mlp"]
-        monkeypatch.setattr(sys, "argv", [f"{script}.py", *words, *flags])
-        importlib.import_module(script).main()
-        return SimpleNamespace(**caught)
-
-    return call
 
 
 @pytest.mark.parametrize("line", METHODS)
@@ -216,52 +192,32 @@ def test_a_gpu_that_the_wheel_has_no_kernels_for_is_an_error(gpu, monkeypatch):
         computation()
 
 
-def test_tf32_is_off_whatever_the_environment_says(tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "1")
-    code = f"""import sys; sys.path.insert(0, {str(ROOT)!r}); import common, torch, warnings
-print(torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
-warnings.warn("TensorFloat32 tensor cores for float32 matrix multiplication available but not enabled.")"""
-    done = run_process(tmp_path, "-c", code)
-    assert (done.stdout, done.stderr) == ("False False\n", "")
+def test_tf32_is_off_whatever_the_environment_says(tmp_path, forks):
+    code = """
+import warnings
+cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
+print(os.environ["TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"], cuda.matmul.allow_tf32, cudnn.allow_tf32)
+warnings.warn("TensorFloat32 tensor cores for float32 matrix multiplication available but not enabled.")
+sys.exit()
+"""
+    done = forks(tmp_path, "simclr.py", before=code)
+    assert (done.out, done.err) == ("1 False False\n", "")
 
 
-def test_without_memory_a_run_is_one_line_and_its_checkpoint_continues(tiny, script, tmp_path, monkeypatch):
-    info_nce = common.info_nce
-    calls = []
-
-    def full(*args):
-        calls.append(args)
-        if len(calls) == 5:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return info_nce(*args)
-
-    arguments = ("--dataset", tiny, *TINY_RUN, "--resume", "--out")
-    assert script("simclr.py", *arguments, "whole").returncode == 0
-    monkeypatch.setattr(common, "info_nce", full)
-    done = script("simclr.py", *arguments, "run")
-    assert done.returncode == 1 and "--batch-size" in done.err and "--width" in done.err
-    assert len(done.err.strip().splitlines()) == 1
-    assert script("simclr.py", *arguments, "run").returncode == 0
-    states = (torch.load(tmp_path / out / "encoder.pt", weights_only=True) for out in ("whole", "run"))
-    torch.testing.assert_close(*states, rtol=0, atol=0)
-
-
-def test_a_signal_ends_a_step_that_compiles_at_once_and_nothing_is_lost(tiny, tmp_path, monkeypatch):
-    code = f"""import sys; sys.path.insert(0, {str(ROOT)!r}); import os, signal, common, simclr, torch
+def test_a_signal_ends_a_step_that_compiles_at_once_and_nothing_is_lost(start, tmp_path):
+    signalled = """
 def compiled(function, **_):
     def call(*args):
-        if function.__name__ == "loss_of" and os.environ["STOP"]:
+        if function.__name__ == "loss_of":
             os.kill(os.getpid(), signal.SIGTERM)
         return function(*args)
     return call
-torch.compile = compiled
-sys.argv[0] = "simclr.py"
-common.run(simclr.main)"""
-    arguments = ("--dataset", tiny, *TINY_RUN, "--compile", "--out", "run", "--resume")
-    for stop, expected in (("1", -signal.SIGTERM), ("", 0)):
-        monkeypatch.setenv("STOP", stop)
-        done = run_process(tmp_path, "-c", code, *arguments)
-        assert done.returncode == expected, done.stderr
+common.torch.compile = compiled
+"""
+    through = "common.torch.compile = lambda function, **_: function"
+    for before, expected in ((signalled, -signal.SIGTERM), (through, 0)):
+        done = start("simclr.py --compile --resume", before)
+        assert done.returncode == expected, done.err
         assert (tmp_path / "run" / "result.json").exists() == (expected == 0)
         assert not list((tmp_path / "run").glob("*.tmp"))
 

@@ -1,5 +1,8 @@
 """Fine-tuning: which labels, what trains at which rate, a step by hand, interruptions, refusals, the plan."""
 
+import json
+import re
+import shutil
 from functools import partial
 from types import SimpleNamespace
 
@@ -7,9 +10,10 @@ import common
 import numpy as np
 import pytest
 import torch
-from conftest import read
+from conftest import ROOT, read, sabotage
 
 import finetune
+import rows
 
 FLAGS = ("--device", "cpu", "--labels", 0.5, "--batch-size", 20, "--epochs", 3)
 ARGS = {"lr": 0.5, "lr_encoder": 0.1, "weight_decay": 0.01, "batch_size": 64, "epochs": 1, "seed": 3}
@@ -96,36 +100,32 @@ def test_top_1_and_top_5_are_shares_of_test_images():
     assert found == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(
-    "function, call, code",
-    [("epoch_order", 2, -9), ("features", 1, 143), ("cosine", 4, -9), ("cosine", 3, 143), ("cosine", 5, 143)],
-)
-def test_interrupted_and_resumed_is_uninterrupted(tmp_path, tiny, forks, function, call, code):
+STOPS = (("epoch_order", 2, 9), ("features", 1, 15), ("cosine", 4, 9), ("cosine", 3, 15), ("cosine", 5, 15))
+
+
+def test_interrupted_and_resumed_is_uninterrupted(tmp_path, tiny, forks):
+    def outcome(name):
+        result, weights = read(tmp_path / name), torch.load(tmp_path / name / "checkpoint.pt")["model"]
+        assert result.pop("seconds")
+        return result, {key: value.tolist() for key, value in weights.items()}
+
     torch.save(common.resnet(width=4).state_dict(), tmp_path / "a.pt")
-    sabotage = f"""
-common.SAVE_EVERY = 0
-original, calls = common.{function}, []
-def sabotaged(*args):
-    calls.append(1)
-    if len(calls) == {call}:
-        os.kill(os.getpid(), {15 if code == 143 else 9})
-    return original(*args)
-common.{function} = sabotaged
-"""
     run = partial(forks, tmp_path, "finetune.py", "a.pt", "--dataset", tiny, *FLAGS, "--resume", "--out")
-    assert run("whole").returncode == 0 and run("run", before=sabotage).returncode == code
-    assert not (tmp_path / "run" / "result.json").exists() and run("run").returncode == 0
-    results = [read(tmp_path / name) for name in ("run", "whole")]
-    weights = [torch.load(tmp_path / name / "checkpoint.pt")["model"] for name in ("run", "whole")]
-    assert all(result.pop("seconds") for result in results) and results[0] == results[1]
-    assert all(torch.equal(weights[0][key], value) for key, value in weights[1].items())
+    assert run("whole").returncode == 0
+    for function, call, number in (*STOPS, ("write_tensors", 4, 15)):  # the last: as an epoch is saved
+        name = f"{function}{call}"
+        stop = "common.SAVE_EVERY = 0" + sabotage(function, call, f"os.kill(os.getpid(), {number})")
+        assert run(name, before=stop).returncode == (143 if number == 15 else -9), name
+        assert not (tmp_path / name / "result.json").exists() and run(name).returncode == 0, name
+        assert outcome(name) == outcome("whole"), name
 
 
 def test_the_architecture_is_the_checkpoints_with_its_weights_or_from_scratch(tmp_path, tiny, script):
     weights = common.resnet("resnet50", "imagenet", 4).state_dict()
     torch.save({"state_dict": {f"module.{key}": value for key, value in weights.items()}}, tmp_path / "a.pt")
     for flags in ([], ["--scratch"]):
-        words = ("--dataset", tiny, *FLAGS, "--lr-encoder", 1e-9, "--overwrite", "--out", "run", *flags)
+        words = ("--dataset", tiny, *FLAGS, "--epochs", 1, "--overwrite", "--out", "run", *flags)
+        words += ("--lr-encoder", 1e-9)
         assert script("finetune.py", "a.pt", *words).returncode == 0
         found = torch.load(tmp_path / "run" / "checkpoint.pt")["model"]["encoder.conv1.weight"]
         assert torch.allclose(found, weights["conv1.weight"], atol=1e-5) == (not flags)
@@ -134,18 +134,45 @@ def test_the_architecture_is_the_checkpoints_with_its_weights_or_from_scratch(tm
 
 
 REFUSED = """--labels 0; --labels 1.5; --labels nan; --labels 0.01; --freeze --lr-encoder 1; --batch-size 97;
-    --epochs 0; --overwrite --resume; --table big; --lr-encoder 0; --labels 1 --out there; absent.pt; no.pt"""
+    --epochs 0; --overwrite --resume; --image-size 16;
+    one.pt --dataset one.npz --batch-size 4 --labels 0.2; --table big; --lr-encoder 0;
+    --labels 1 --out there; absent.pt; no.pt"""
 
 
 @pytest.mark.parametrize("line", [*REFUSED.split(";"), ""])
 def test_bad_input_is_one_line_exit_code_2_and_nothing_written(line, tiny, tmp_path, script):
     torch.save(common.MLP(12, 8).state_dict(), tmp_path / "a.pt")
+    shutil.copy(tmp_path / "a.pt", tmp_path / "one.pt")
+    images = np.zeros((5, 12, 12, 3), np.uint8)
+    labels = np.zeros(5, int)
+    np.savez(tmp_path / "one.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
     (tmp_path / "there").mkdir()
     for file in ("there/file", "no.pt"):
         (tmp_path / file).write_text("[]")
     before = set(tmp_path.rglob("*"))
     named = [word for word in line.split() if word.startswith("--") or ".pt" in word] or ["a checkpoint"]
-    words = ["a.pt", *line.split()] if "--" in line else line.split()
+    words = line.split() if ".pt" in line or not line else ["a.pt", *line.split()]
     done = script("finetune.py", "--dataset", tiny, "--batch-size", 20, "--device", "cpu", *words)
     assert done.returncode == 2 and len(done.err.splitlines()) == 1 and named[-1] in done.err
     assert set(tmp_path.rglob("*")) == before
+
+
+def test_other_weights_under_the_same_name_are_another_run(tiny, tmp_path, script):
+    run = partial(script, "finetune.py", "a.pt", "--dataset", tiny, *FLAGS, "--out", "run", "--resume")
+    for code in (0, 2):
+        torch.save(common.MLP(12, 8).state_dict(), tmp_path / "a.pt")
+        assert run().returncode == code
+    assert "pretraining is" in run().err
+
+
+def test_the_table_leaves_out_what_is_no_result(tmp_path, script):
+    pretraining = read(ROOT / "results/mini/cifar10/sh-simclr", "seed0.json")["config"]
+    arguments = rows.arguments("ft1-simclr", "mini", "cifar10") | {"pretraining": pretraining}
+    config = {"script": "finetune.py", "arguments": arguments}
+    folder = tmp_path / "results-finetune/mini/cifar10/ft1-simclr"
+    folder.mkdir(parents=True)
+    contents = [{"top1": 30.0, "top5": 70.0}, {"top1": 32.0, "top5": None}, {"top1": "x"}, {}]
+    for seed, content in enumerate(contents):
+        (folder / f"seed{seed}.json").write_text(json.dumps({"config": config} | content))
+    done = script("finetune.py", "--table", "mini")
+    assert re.search(r"ft1-simclr +SimCLR +31.0 ± 1.4 \(2\) +70.0 \(1\)  48.3 75.5\n", done.out), done.out

@@ -1,5 +1,6 @@
 """Whole runs: what a folder holds, interruptions of every kind, refusals, copies, figures."""
 
+import json
 import shutil
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import ROOT, TINY_RUN, read, run_process
+from conftest import ROOT, TINY_RUN, comparable, read, run_process, sabotage
 
 import simclr
 
@@ -17,19 +18,6 @@ KILL = "os.kill(os.getpid(), signal.SIGKILL)"
 INTERRUPT = "os.kill(os.getpid(), signal.SIGINT)"
 TERMINATE = "os.kill(os.getpid(), signal.SIGTERM)"
 HALF_WRITTEN = f"os.ftruncate(args[0], 9); {KILL}"
-
-
-def sabotage(function, call, action):
-    """Code for `forks`: a function of common does something at its n-th call."""
-    return f"""
-original, calls = common.{function}, [0]
-def sabotaged(*args, **kwargs):
-    calls[0] += 1
-    if calls[0] == {call}:
-        {action}
-    return original(*args, **kwargs)
-common.{function} = sabotaged
-"""
 
 
 @pytest.fixture
@@ -44,25 +32,14 @@ def again(script, tiny):
     return lambda flags: script("simclr.py", "--dataset", tiny, *TINY_RUN, "--out", "run", *flags.split())
 
 
-def comparable(folder):
-    """All that a finished run has and that may not depend on interruptions."""
-    result = read(folder)
-    lines = read(folder, "metrics.jsonl")
-    for timed in (result, *result["history"], *lines):
-        del timed["seconds"], timed["images_per_second"]
-    del result["config"]["git"]  # of a repository that changes
-    return (folder / "encoder.pt").read_bytes(), result, lines
-
-
 def test_a_run_folder_holds_all_that_is_promised(whole):
     files = {"config.json", "metrics.jsonl", "checkpoint.pt", "encoder.pt", "result.json"}
     assert {path.name for path in whole.iterdir()} == files
     weights = torch.load(whole / "encoder.pt", weights_only=True)
     assert {*weights, "fc.weight", "fc.bias"} == set(torchvision.models.resnet18().state_dict())
     result = read(whole)
-    assert all(
-        0 <= result[key] <= 100 for key in ("knn200", "knn5", "knn200_z", "linear_top1", "linear_top5")
-    )
+    shares = ("knn200", "knn5", "knn200_z", "linear_top1", "linear_top5")
+    assert all(0 <= result[key] <= 100 for key in shares)
     for key in ("spectra", "bare_spectra", "rankme", "min_max_ratio", "covariance"):
         assert set(result[key]) == set(common.LAYERS) and None not in result[key].values()
     assert set(result["start"]) >= {"knn200", "spectra", "bare_spectra", "weight_spectra", "rankme"}
@@ -83,42 +60,40 @@ def test_the_history_is_what_metrics_say_of_every_evaluation(whole):
     assert {key: last[key] for key in final} == pytest.approx(final, rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    "function, call, action, code",
-    [
-        ("info_nce", 1, KILL, -9),  # before the first checkpoint
-        ("info_nce", 5, KILL, -9),  # in the second epoch
-        ("write_json", 2, KILL, -9),  # after the last evaluation
-        ("info_nce", 3, TERMINATE, 143),  # in the last step of an epoch
-        ("linear_probe", 1, TERMINATE, 143),
-        ("os.replace", 3, KILL, -9),  # as a checkpoint is about to take its name
-        ("os.fsync", 4, HALF_WRITTEN, -9),
-    ],
-)
+NAN = "return original(*args, **kwargs) * float('nan')"
+MEMORY = "raise common.torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.')"
+STEP = ("Training.train_on", 5, INTERRUPT, 130, 5, "step 5 of 6")
+ENDS = [  # what happens at which call of a function; exit code, step of the checkpoint, what the line says
+    ("simclr.py", "info_nce", 1, KILL, -9, None, ""),
+    ("simclr.py", "info_nce", 5, KILL, -9, 1, ""),
+    ("simclr.py", "write_json", 2, KILL, -9, 6, ""),  # after the last evaluation
+    ("simclr.py", "info_nce", 3, TERMINATE, 143, 3, "step 3 of 6"),  # in the last step of an epoch
+    ("simclr.py", "info_nce", 5, INTERRUPT, 130, 5, "step 5 of 6"),
+    ("simclr.py", "write_tensors", 2, INTERRUPT, 130, 6, "step 6 of 6"),  # as the last checkpoint is written
+    ("simclr.py", "linear_probe", 1, TERMINATE, 143, 6, ""),
+    ("simclr.py", "os.replace", 3, KILL, -9, None, ""),  # as a checkpoint is about to take its name
+    ("simclr.py", "os.fsync", 4, HALF_WRITTEN, -9, 1, ""),
+    ("simclr.py", "info_nce", 5, NAN, 1, 1, "not finite"),
+    ("simclr.py", "info_nce", 5, MEMORY, 1, 1, "a smaller --batch-size or --width"),
+    ("simclr.py --no-projector --reg lastlayer --optimizer adam", *STEP),
+    ("directclr.py --subvector random", *STEP),
+    ("byol.py --hidden 8 --embedding 8", *STEP),
+]
+
+
+@pytest.mark.parametrize("row, function, call, action, code, step, says", ENDS)
 def test_interrupted_and_resumed_a_run_ends_bit_identical(
-    tmp_path, whole, start, function, call, action, code
+    tmp_path, finished, start, row, function, call, action, code, step, says
 ):
-    stopped = start("simclr.py --resume", sabotage(function, call, action))
-    assert stopped.returncode == code and not (tmp_path / "run" / "result.json").exists(), stopped.err
-    assert start("simclr.py --resume").returncode == 0
-    assert comparable(tmp_path / "run") == comparable(whole)
-    assert not list((tmp_path / "run").glob("*.tmp"))
-
-
-ROWS = ("simclr.py --no-projector --reg lastlayer --optimizer adam", "directclr.py --subvector random")
-
-
-@pytest.mark.parametrize("row", [*ROWS, "byol.py --hidden 8 --embedding 8"])
-def test_optimisers_random_subvectors_and_targets_resume_bit_identical_too(row, tmp_path, start, finished):
-    assert start(f"{row} --resume", sabotage("Training.train_on", 5, INTERRUPT)).returncode == 130
+    stopped = start(f"{row} --resume", sabotage(function, call, action))
+    assert stopped.returncode == code and says in stopped.err, stopped.err
+    assert len(stopped.err.splitlines()) == bool(says)
+    checkpoint = tmp_path / "run" / "checkpoint.pt"
+    left = torch.load(checkpoint, weights_only=True)["step"] if checkpoint.exists() else None
+    assert left == step and not (tmp_path / "run" / "result.json").exists()
     assert start(f"{row} --resume").returncode == 0
     assert comparable(tmp_path / "run") == comparable(finished(row))
-
-
-def test_a_signal_finishes_the_step_and_is_one_line(tmp_path, start):
-    done = start("simclr.py", sabotage("info_nce", 5, INTERRUPT))
-    assert done.returncode == 130 and "step 5 of 6" in done.err and len(done.err.splitlines()) == 1
-    assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"] == 5
+    assert not list((tmp_path / "run").glob("*.tmp"))
 
 
 def test_statistics_before_the_first_step_do_not_change_the_run(tmp_path, whole, start):
@@ -136,14 +111,6 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
     done = start("simclr.py", full)
     assert done.returncode == 2 and "too large" in done.err and len(done.err.splitlines()) == 1
     assert not list((tmp_path / "run").glob("*.tmp"))
-
-
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, start):
-    done = start("simclr.py", sabotage("info_nce", 5, "return original(*args, **kwargs) * float('nan')"))
-    assert done.returncode == 1 and "not finite" in done.err and len(done.err.splitlines()) == 1
-    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
-    assert state["step"] < 5 and all(value.isfinite().all() for value in state["model"].values())
-    assert not (tmp_path / "run" / "result.json").exists()
 
 
 @pytest.mark.parametrize("name", ["simclr.py", "directclr.py", "barlow.py", "byol.py"])
@@ -235,7 +202,10 @@ REFUSED = {
         --projector diagonal --embedding 9; --no-projector --hidden 8; --hidden 1.5;
         --no-projector --fixed-dims 32; --weight-decay -1; --no-projector --fixed-dims 0;
         --no-projector --fixed-dims 1.0; --fixed-value 1; --no-projector --fixed-dims 3 --fixed-value nan;
-        --no-projector --fixed-dims 3 --fixed-value half""",
+        --no-projector --fixed-dims 3 --fixed-value half;
+        --projector diagonal --reg sparsehead; --projector orthogonal --reg lastlayer --reg-on projector;
+        --projector lowrank --reg lastlayer --reg-on projector; --no-projector --reg sparsehead --reg-on auto;
+        --reg lastlayer-bn --reg-on auto; --no-projector --reg werank --reg-on projector""",
     "directclr.py": """
         --dim 33; --dim 0; --subvector some; --reg sparsehead; --reg lastlayer --reg-on projector""",
     "barlow.py": """
@@ -244,7 +214,8 @@ REFUSED = {
     "plot_spectra.py": """
         => runs; run => run; absent => absent; list.json => list.json; other.pt => --dataset;
         RUN -o figure.xyz; RUN --layer q; RUN --norms --covariance;
-        RUN/encoder.pt --dataset nowhere => nowhere;
+        RUN/encoder.pt --dataset nowhere => nowhere; half => none of these runs is finished;
+        wrong.json => can't be drawn; mlp.pt --dataset TINY --image-size 9;
         RUN/encoder.pt --dataset TINY --layer z => layer z; other.pt --dataset TINY => other.pt;
         module.pt --dataset TINY => module.pt; cut.pt --dataset TINY => cut.pt;
         text.pt --dataset TINY => text.pt; no.pt --dataset TINY => no.pt""",
@@ -256,7 +227,11 @@ LINES = [(name, line.strip()) for name, lines in REFUSED.items() for line in lin
 def test_bad_input_is_one_line_exit_code_2_and_nothing_written(name, line, tiny, whole, tmp_path, script):
     for file in ("file", "list.json", "text.pt"):
         (tmp_path / file).write_text("[]")
-    (tmp_path / "run").mkdir()
+    for folder in ("run", "half"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "half" / "config.json").write_text("{}")
+    (tmp_path / "wrong.json").write_text(json.dumps(read(whole) | {"spectra": {"h": "x", "z": "x"}}))
+    torch.save(common.MLP(12, 8).state_dict(), tmp_path / "mlp.pt")
     weights = {key: torch.ones(2) for key in ("conv1.weight", "layer1.0.conv1.weight")}
     torch.save({"weights": torch.ones(3)}, tmp_path / "other.pt")
     torch.save(weights, tmp_path / "cut.pt")
@@ -272,33 +247,13 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_written(name, line, tiny,
     assert set(tmp_path.rglob("*")) == before
 
 
-def penalty(line):
-    kind, *flags = line.split()
-    matrix = kind in ("orthogonal", "lowrank", "diagonal")
-    projector = (simclr.matrix_projector if matrix else common.projector)(kind, 16)
-    common.regularizer(common.arguments("").parse_args(flags), common.MLP(4, 16), projector)
-
-
 ONES = torch.ones(4, 4)
 ZEROS = torch.zeros(4).long()
 INFO_NCE = [(ONES[:1], ONES[:1]), (ONES, torch.ones(5, 4)), (ONES[0], ONES[0]), (ONES, ONES, 0.0)]
 AUGMENT = [{"size": 0}, {"scale": (0, 1)}, {"scale": (0.5, 0.2)}, {"scale": (0.5, 1.5)}, {"flip": 1.2}]
-AUGMENT += [
-    {"jitter": (0.4, 0.4, 0.4)},
-    {"jitter": (0, 0, 0, 0.6)},
-    {"jitter": (-1, 0, 0, 0)},
-    {"grey_p": -0.1},
-]
+AUGMENT += [{"jitter": (0.4, 0.4, 0.4)}, {"jitter": (0, 0, 0, 0.6)}, {"jitter": (-1, 0, 0, 0)}]
+AUGMENT += [{"grey_p": -0.1}]
 IMAGES = [torch.zeros(2, 3, 8, 8), torch.zeros(2, 8, 8, 3, dtype=torch.uint8)]
-PENALTY = ["none --reg sparsehead", "diagonal --reg sparsehead", "mlp --reg sparsehead --reg-on encoder"]
-PENALTY += [f"{kind} --reg lastlayer --reg-on projector" for kind in ("none", "orthogonal", "lowrank")]
-PENALTY += [
-    "none --reg sparsehead --reg-on auto",
-    "mlp --reg lastlayer-bn --reg-on auto",
-    "none --reg werank --reg-on projector",
-    "mlp --reg-weight 1",
-    "mlp --reg-on encoder",
-]
 FEATURES = [(ONES * np.nan, ZEROS), (ONES / 0, ZEROS), (ONES, ZEROS - 1)]
 FEATURES = [pair for bad in FEATURES for pair in ((*bad, ONES, ZEROS), (ONES, ZEROS, *bad))]
 CALLS = [partial(common.info_nce, *z) for z in (*INFO_NCE, (ONES, ONES, np.nan))]
@@ -307,7 +262,6 @@ CALLS += [partial(common.Augment(8), x) for x in IMAGES]
 CALLS += [partial(common.resnet, *bad) for bad in (("vgg",), ("resnet18", "vgg"), ("resnet18", "cifar", 0))]
 CALLS += [partial(common.projector, *bad) for bad in (("resnet", 16), ("mlp", 16, 0), ("linear", 16, 16, 0))]
 CALLS += [partial(simclr.matrix_projector, "lowrank", 16, rank) for rank in (0, 17)]
-CALLS += [partial(penalty, line) for line in PENALTY]
 CALLS += [partial(f, *bad) for f in (common.knn_accuracy, common.linear_probe) for bad in FEATURES]
 
 
@@ -348,7 +302,7 @@ def test_on_real_images_a_short_run_beats_raw_pixels(request, script, tmp_path):
     if not folder or not (Path(folder) / "cifar10.npz").exists():
         pytest.skip("needs --data FOLDER with cifar10.npz")
     folder = Path(folder).resolve()  # the script runs elsewhere
-    flags = ("--data-dir", folder, "--train-size", 5000, "--width", 16, "--epochs", 5, "--device", "cpu")
+    flags = ("--data-dir", folder, "--train-size", 5000, "--width", 8, "--epochs", 5, "--device", "cpu")
     done = script("simclr.py", "--dataset", "cifar10", *flags, "--out", "run")
     assert done.returncode == 0, done.err
     data = common.subset(common.load_dataset("cifar10", folder), 5000)
@@ -365,22 +319,25 @@ def test_figures_of_runs_are_drawn_into_a_new_folder(whole, script, tmp_path, fl
 
 
 def test_checkpoints_from_elsewhere_are_read_under_every_usual_name(whole, script, tiny, tmp_path):
-    weights = common.resnet("resnet34", "imagenet", 4).state_dict()
-    bare = common.resnet("resnet50", "cifar", 4).state_dict()
-    prefixed = lambda prefix, state: {f"{prefix}{key}": value for key, value in state.items()}
+    r34, r50 = common.resnet("resnet34", "imagenet", 4), common.resnet("resnet50", "cifar", 4)
+    mlp = common.MLP(8, 16)
+    prefixed = lambda prefix, network: {f"{prefix}{key}": w for key, w in network.state_dict().items()}
     files = {
-        "plain.pth": bare,
-        "fc.pt": {**weights, "fc.weight": torch.zeros(10, 32), "fc.bias": torch.zeros(10)},
-        "backbone.pth": {"backbone": bare},
-        "state.pth": {"state_dict": prefixed("module.", weights)},
-        "model.pth": {"model": prefixed("module.backbone.", bare), "epoch": 3},
-        "encoder.pth": {"state_dict": {**prefixed("encoder.", bare), "head.weight": torch.ones(2)}},
-        "prefix.pt": prefixed("backbone.", weights),
-        "mlp.pt": common.MLP(8, 16).state_dict(),
+        "plain.pth": (r50, r50.state_dict()),
+        "fc.pt": (r34, prefixed("", r34) | {"fc.weight": torch.zeros(10, 32), "fc.bias": torch.zeros(10)}),
+        "backbone.pth": (r50, {"backbone": r50.state_dict()}),
+        "state.pth": (r34, {"state_dict": prefixed("module.", r34)}),
+        "model.pth": (r50, {"model": prefixed("module.backbone.", r50), "epoch": 3}),
+        "encoder.pth": (r50, {"state_dict": prefixed("encoder.", r50) | {"head.weight": torch.ones(2)}}),
+        "prefix.pt": (r34, prefixed("backbone.", r34)),
+        "mlp.pt": (mlp, prefixed("module.", mlp)),
     }
-    for name, content in files.items():
+    x = torch.randn(2, 3, 8, 8)
+    for name, (network, content) in files.items():
         torch.save(content, tmp_path / name)
-    done = script("plot_spectra.py", *files, whole / "checkpoint.pt", "--dataset", tiny, "-o", "figure.pdf")
+        assert torch.equal(common.load_encoder(tmp_path / name)[0].eval()(x), network.eval()(x)), name
+    words = ("fc.pt", "mlp.pt", whole / "checkpoint.pt", "--dataset", tiny, "-o", "figure.pdf")
+    done = script("plot_spectra.py", *words)
     assert done.returncode == 0 and (tmp_path / "figure.pdf").exists(), done.err
 
 

@@ -335,8 +335,10 @@ RUNS = [  # arguments, results, claims, an experiment and how many runs it has, 
 
 
 @pytest.mark.parametrize("case", RUNS)
-def test_a_run_with_changes_leaves_the_full_results_alone(script, tmp_path, tiny, case):
+def test_a_run_with_changes_leaves_the_full_results_alone(script, tmp_path, tiny, case, request):
     arguments, results, claims, experiment, count, figures = case
+    if len(figures) > 1:
+        request.getfixturevalue("laid_out")
     data = ("--dataset", tiny) if "t8" in arguments else ()
     done = script("toy_linear.py", *arguments.split(), *data)
     assert done.returncode == 0, done.err
