@@ -97,7 +97,7 @@ def collapse(claim, bare, other, statistic="rank_1e-3", role="decides"):
     """The Parts of "h of bare collapses, that of other does not": each against its start, and both."""
     loss = lambda result: lost(result, statistic)
     gain = lambda result: -lost(result, statistic)
-    name = {"dead": "living coordinates", "rank_1e-3": "rank"}[statistic]
+    name = "living coordinates" if statistic == "dead" else "rank"
     a, b = (bare, other) if statistic == "dead" else (other, bare)
     fell = f"{bare}, {name}: loss since the start, % of D, > {SAME_RANK:g}"
     stayed = f"{other}, {name}: gain since the start, % of D, > -{SAME_RANK:g}"

@@ -255,9 +255,9 @@ def toy_verdict(claim):
 
 SIDES = {"simclr": "the projector", "noproj-lastlayer": "the penalty"}  # each against noproj
 ASKED = {
-    "rank_1e-3": "rank of h",
-    "rank_1e-2": "... at 1e-2 σ₁",
-    "rank_1e-5": "... at 1e-5 σ₁",
+    "rank_1e-2": "rank of h at 1e-2 σ₁",
+    "rank_1e-3": "rank of h at 1e-3 σ₁",
+    "rank_1e-5": "rank of h at 1e-5 σ₁",
     "dead": "dead coordinates of h",
     "knn200": "kNN-200",
     "linear_top1": "linear",
@@ -280,9 +280,7 @@ def against_collapse(results, scale, dataset, row, statistic):
 
 
 def effect(results, scale, dataset, row, statistic):
-    """(what a row does to a statistic of noproj, in words; the difference in accuracy): "" if not judged."""
-    if statistic in ("rank_1e-2", "rank_1e-5"):
-        return "", ""
+    """(what a row does to a statistic of noproj, in words; the difference, if it is an accuracy)."""
     if statistic in METRICS:
         part = claims.accuracy("", statistic, row, "noproj")
         difference = results.compare(part, scale, [dataset])
@@ -315,7 +313,7 @@ def answer(results, scale, dataset):
             said = effect(results, scale, dataset, row, statistic) if row in sides else ()
             cell = [mean_std([measure(run, statistic) for run in of_row]), *said]
             line.append(", ".join(filter(None, cell)))
-            if any(said):
+            if said:
                 words[row].setdefault(said[0], []).append(name)
         lines.append(line)
     places = [(runs["noproj"], "start"), *([of_row] for of_row in runs.values())]

@@ -453,7 +453,10 @@ def test_the_page_opens_with_answers(write, page, full, bare, by_rank, by_dead, 
     opening = opening.split("Made by")[0]
     decided = scale != "mini" and seeds == 3
     by_rank, by_dead = (said if decided else "undecided" for said in (by_rank, by_dead))
-    for name, place, start, said in (("rank of h", 0, D, by_rank), ("dead coordinates of h", 1, 0, by_dead)):
+    for name, place, start, said in (
+        ("rank of h at 1e-3 σ₁", 0, D, by_rank),
+        ("dead coordinates of h", 1, 0, by_dead),
+    ):
         cells = [cell.split(", ")[0].split(" ")[0] for cell in lines[name][0]]
         assert cells[:3] == [f"{start}.0", f"{bare[place]}.0", f"{full[place]}.0"]
         assert lines[name][0][2].endswith(f"({seeds}), {said}") and re.search(
@@ -461,7 +464,7 @@ def test_the_page_opens_with_answers(write, page, full, bare, by_rank, by_dead, 
         )
     gain, loss = ("a gain" if decided else "undecided"), "undecided"
     assert f", {gain}, +4.00" in lines["kNN-200"][0][2] and f", {loss}, " in lines["kNN-200"][0][3]
-    assert [lines[f"... at 1e-{k} σ₁"][0][1].split(" ")[0] for k in (2, 5)] == [f"{bare[0]}.0"] * 2
+    assert [lines[f"rank of h at 1e-{k} σ₁"][0][1].split(" ")[0] for k in (2, 5)] == [f"{bare[0]}.0"] * 2
     assert (
         lines["σ₁ of the encoder's last weight"][0] == ["3", "1", "1", "1"]
         and "a GPU runs `paper`" in opening
