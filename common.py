@@ -1385,9 +1385,9 @@ def fit(args, data, encoder, projector, loss, name, probe=None, modules=()):
                 run.save(out / "checkpoint.pt")
             if stop:
                 break
-    if processes() == 1:
-        stop = signals[-1]  # the last save may have met one
     leave_processes()
+    if first:
+        stop = stop or signals[-1]  # the last save may have met one
     if stop:
         if first:
             print(f"stopped after step {run.step} of {steps}; --resume continues", file=sys.stderr)
@@ -1933,8 +1933,10 @@ def run(main):
     """Calls a script's main(). Exit codes: 2 bad input, in one line; 1 no memory left; 130, 143 signals."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda n, _: sys.exit(128 + n))
-    for stream in filter(None, (sys.stdout, sys.stderr)):  # None: closed
-        stream.reconfigure(errors="backslashreplace")
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, it stays open
+        getattr(sys, name).reconfigure(errors="backslashreplace")
     script = Path(sys.argv[0]).name
     try:
         main()

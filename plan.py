@@ -297,13 +297,17 @@ class Trainer:
         command = self.python[:1] if run.base else self.python
         command = [*command, *rows.command(run.row, run.scale, run.dataset, self.data)]
         command += ["--seed", str(run.seed), "--out", str(run.folder)]
-        if run.encoder and not run.weights.exists():  # evaluated again, it is written again
-            (run.folder / "result.json").unlink(missing_ok=True)
+        lost = run.encoder and (run.folder / "result.json").exists() and not run.weights.exists()
+        if lost:  # evaluated again, it is written again
+            (run.folder / "result.json").unlink()
         command += ["--overwrite" if old else "--resume"]
         command += [str(run.base.weights)] if run.base else []
         line = " ".join(command)
         say(f"{run}: {line}")
         code = self.execute(command, log, f"{run}: " if self.jobs > 1 else "")
+        if code == 2 and lost and not self.ended and not in_use(run.folder):  # its checkpoint does not help
+            command = ["--overwrite" if word == "--resume" else word for word in command]
+            code = self.execute(command, log, f"{run}: " if self.jobs > 1 else "")
         if code == 0 and (run.folder / "result.json").exists():
             keep(run)
             return 0

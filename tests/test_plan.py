@@ -21,6 +21,8 @@ import fcntl, json, os, pathlib, signal, sys
 out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
 out.mkdir(parents=True, exist_ok=True)
 fcntl.flock(os.open(out, os.O_RDONLY), fcntl.LOCK_EX)
+if sys.argv[-1] == "--resume" and (out / "result.json").exists():
+    sys.exit()
 def stop(number, _):
     (out / "checkpoint.pt").touch()
     sys.exit(128 + number)
@@ -106,6 +108,9 @@ def test_an_encoder_that_is_gone_is_made_again_from_the_checkpoint(folder):
     assert plan.Trainer("data").train(run) == 0
     assert run.folder.with_suffix(".log").read_text() == "é ready None --resume\n"
     assert (run.folder / "checkpoint.pt").exists() and plan.state(run._replace(encoder=False)) == ""
+    write(folder / "codes", {"simclr": 2})  # of a checkpoint that can't be continued
+    assert plan.Trainer("data").train(run) == 2
+    assert run.folder.with_suffix(".log").read_text().endswith(" --resume\né ready None --overwrite\n")
 
 
 OF_PAPERS = [table for table in rows.TABLES if table != "clock"]

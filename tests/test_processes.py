@@ -1,5 +1,6 @@
 """Runs of several processes, as torchrun starts them, against one process that sees the same batches."""
 
+import os
 import re
 import subprocess
 import sys
@@ -73,6 +74,7 @@ def test_a_signal_to_one_process_stops_all_and_another_number_of_them_continues(
     assert done.returncode == [143, 143] and done.err.count("stopped after step 4 of 6") == 1
     assert start(f"{row} --resume").returncode == 0
     assert same(weights(tmp_path / "one"), weights(tmp_path / "run"), 1e-5)
+    assert start(f"{row} --resume", processes=2).returncode == [0, 0]
 
 
 def test_a_process_that_is_killed_ends_the_others_with_a_line(start):
@@ -138,6 +140,7 @@ def test_torchrun_ends_by_sigterm_with_the_run_saved(tiny, tmp_path):
     flags = ["--arch", "mlp", "--epochs", "9999", "--out", "run", "--dataset"]
     command = [sys.executable, *torchrun, ROOT / "simclr.py", *map(str, TINY_RUN), *flags, tiny]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    pipes |= {"env": os.environ | {"PYTHONUNBUFFERED": "1"}}
     with subprocess.Popen(command, cwd=tmp_path, text=True, **pipes) as both:
         next(line for line in both.stdout if line.startswith("epoch 1 "))
         both.terminate()

@@ -472,6 +472,17 @@ def test_the_page_opens_with_answers(write, page, full, bare, by_rank, by_dead, 
     assert ("`mini` is over before" in opening) == (scale == "mini")
 
 
+def test_the_answer_judges_the_rank_at_each_threshold(write, page):
+    steps = [1.0] * 10 + [5e-3] * 20 + [1e-4] * 25 + [1e-7] * 9
+    start = {"spectra": layers([1.0] * D)}
+    write("short", {"simclr": [80.0, 81.0, 82.0]}, spectra=layers(steps), start=start)
+    write("short", {"noproj": [80.0, 81.0, 82.0]}, spectra=layers([1.0] * 20 + [1e-7] * 44), start=start)
+    lines = page()[1]
+    for k, rank, said in ((2, 10, "makes collapse worse"), (3, 30, "lessens collapse"), (5, 55, "lessens")):
+        cells = lines[f"rank of h at 1e-{k} σ₁"][0]
+        assert cells[1] == "20.0 ± 0.0 (3)" and cells[2].startswith(f"{rank}.0 ± 0.0 (3), {said}")
+
+
 def test_linear_models_are_judged_by_their_own_file(page, tmp_path):
     (tmp_path / "results").mkdir()
     parts = [{"ok": True, "text": "a"}, {"ok": None, "text": "b"}]
@@ -498,6 +509,7 @@ def test_the_cost_is_judged_by_the_keys_of_a_benchmark_and_needs_the_depth(deep,
     rows_ = [{"key": key, "value": value} for key, value in found.items()]
     assert claims.cost({"rows": rows_})[0] == said
     assert claims.cost({"rows": [{"what": "lastlayer with its gradient", "value": 3}]}) is None
+    assert claims.cost({"rows": rows_[:2]}) is None  # without the powers of the width
 
 
 def test_the_papers_numbers_are_at_their_rows():

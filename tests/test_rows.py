@@ -81,6 +81,11 @@ def test_an_alias_is_the_same_run_to_the_last_digit(finished, name, other):
     assert "weight_spectra" in shared and [key for key in shared if one[key] != two[key]] == []
 
 
+def test_a_row_that_starts_from_an_encoder_takes_images_of_its_size():
+    words = rows.command("ft1-simclr", "mlp", "tiny-imagenet")
+    assert words[words.index("--image-size") + 1] == "16"
+
+
 def test_no_scale_ends_within_a_warmup():
     places = product(rows.ROWS, rows.SCALES, ("cifar10", "imagenet100", "imagenet"))
     each = [rows.arguments(row.name, scale, dataset) for row, scale, dataset in places]

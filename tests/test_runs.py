@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 import torchvision
 from conftest import ROOT, TINY_RUN, comparable, read, run_process, sabotage
+from PIL import Image
 
 import simclr
 
@@ -96,6 +99,41 @@ def test_interrupted_and_resumed_a_run_ends_bit_identical(
     assert not list((tmp_path / "run").glob("*.tmp"))
 
 
+def test_evaluating_and_saving_do_not_count_as_training(tmp_path, start):
+    slow = """
+import time
+for name in ("knn_accuracy", "write_tensors"):
+    def slowly(*args, function=getattr(common, name), **kwargs):
+        time.sleep(2)
+        return function(*args, **kwargs)
+    setattr(common, name, slowly)
+"""
+    assert start("simclr.py --arch mlp", slow).returncode == 0
+    assert read(tmp_path / "run")["seconds"] < 2
+
+
+def test_a_kill_while_a_run_is_overwritten_leaves_a_folder_that_can_be_used(tmp_path, copied, start):
+    assert start("simclr.py --seed 1 --overwrite", sabotage("write_json", 1, KILL)).returncode == -9
+    assert start("simclr.py --seed 1 --resume").returncode == 0
+    assert read(copied)["config"]["arguments"]["seed"] == 1
+
+
+def test_a_crop_that_makes_no_sense_is_refused_before_a_folder_is_packed(tmp_path, script):
+    for place in ("train/a", "train/b", "val/a", "val/b"):
+        (tmp_path / place).mkdir(parents=True)
+        Image.new("RGB", (16, 16)).save(tmp_path / place / "a.png")
+    flags = ("--image-size", 16, "--batch-size", 2, "--crop-scale", 0.9, 0.1)
+    assert script("simclr.py", "--dataset", ".", *flags).returncode == 2
+    assert not list(tmp_path.glob("packed-*"))
+
+
+@pytest.mark.parametrize("closed, code", [("2>&- --epochs 1", 0), (">&- 2>&- --epochs 0", 2)])
+def test_closed_streams_are_no_error(closed, code, tmp_path, tiny):
+    command = f"{sys.executable} {ROOT}/simclr.py --dataset {tiny} --arch mlp {closed}"
+    command += " " + " ".join(map(str, TINY_RUN[:4])) + " --device cpu"
+    assert subprocess.run(["sh", "-c", command], cwd=tmp_path, check=False).returncode == code
+
+
 def test_statistics_before_the_first_step_do_not_change_the_run(tmp_path, whole, start):
     assert start("simclr.py", "common.start_statistics = lambda *_: {}").returncode == 0
     assert (tmp_path / "run" / "encoder.pt").read_bytes() == (whole / "encoder.pt").read_bytes()
@@ -113,11 +151,15 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
     assert not list((tmp_path / "run").glob("*.tmp"))
 
 
-@pytest.mark.parametrize("name", ["simclr.py", "directclr.py", "barlow.py", "byol.py"])
+SLOW = dict.fromkeys(("simclr.py", "directclr.py", "barlow.py", "byol.py"), "torch")
+SLOW |= dict.fromkeys(("report.py", "plot_spectra.py", "toy_linear.py"), "matplotlib")
+
+
+@pytest.mark.parametrize("name", SLOW)
 def test_ctrl_c_during_imports_gives_no_traceback(name, tmp_path, monkeypatch):
-    (tmp_path / "torch").mkdir()
+    (tmp_path / SLOW[name]).mkdir()
     slow = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n"
-    (tmp_path / "torch" / "__init__.py").write_text(slow)
+    (tmp_path / SLOW[name] / "__init__.py").write_text(slow)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     done = run_process(tmp_path, ROOT / name)
     assert done.returncode in (-2, 130) and not done.stderr
@@ -276,7 +318,7 @@ def test_a_script_copied_with_common_into_an_empty_folder_runs(tmp_path, tiny):
         shutil.copy(ROOT / name, tmp_path)
     flags = ("--epochs", 1, "--no-projector", "--fixed-dims", 0.125)
     done = run_process(tmp_path, "simclr.py", "--dataset", tiny, *TINY_RUN, *flags)
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "runs" / "tiny-cs-d28-k0-seed0" / "result.json").exists()
 
 
