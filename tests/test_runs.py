@@ -112,8 +112,10 @@ for name in ("knn_accuracy", "write_tensors"):
     assert read(tmp_path / "run")["seconds"] < 2
 
 
-def test_a_kill_while_a_run_is_overwritten_leaves_a_folder_that_can_be_used(tmp_path, copied, start):
-    assert start("simclr.py --seed 1 --overwrite", sabotage("write_json", 1, KILL)).returncode == -9
+def test_a_kill_while_a_run_is_overwritten_leaves_a_folder_that_can_be_used(copied, start):
+    for function, call in (("Path.unlink", 3), ("write_json", 1)):
+        killed = start("simclr.py --seed 1 --overwrite", sabotage(function, call, KILL))
+        assert killed.returncode == -9 and (copied / "config.json").exists()
     assert start("simclr.py --seed 1 --resume").returncode == 0
     assert read(copied)["config"]["arguments"]["seed"] == 1
 
