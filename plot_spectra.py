@@ -357,13 +357,14 @@ def draw_clock(results, scale, datasets, _):
             runs = [run for run in runs if attempt(horizons, run, [0]) is not None]
             runs = [run for run in runs if attempt(get, run, "images_per_second")]
             runs = [run for run in runs if attempt(rank_curve, run)]
-            for run in runs:
+            for seed, run in enumerate(runs):
                 settings = run["config"]["arguments"]
                 epochs = np.array([0, *(point["epoch"] for point in run["history"])])
                 every = run["images_per_second"] * run["seconds"] / settings["batch_size"]
                 steps = epochs / settings["epochs"] * every
-                label = f"lr {settings['lr']:g}, wd {settings['weight_decay']:g}"
-                style = {"marker": MARKERS[i], "linestyle": STYLES[i % 6], "markersize": 3, "label": label}
+                label = f"lr {settings['lr']:g}, wd {settings['weight_decay']:g} (n = {len(runs)})"
+                style = {"marker": MARKERS[i], "linestyle": STYLES[i % 6], "markersize": 3}
+                style["label"] = None if seed else label
                 for axis, x in zip(line, (horizons(run, epochs), steps)):
                     axis.plot(x, rank_curve(run), color=f"C{i}", **style)
         line[0].set(xscale="symlog", xlabel=HORIZON, ylabel=RANK, title=base)
