@@ -556,12 +556,13 @@ CHECKPOINT_KEYS = ("backbone", "model", "state_dict")
 CHECKPOINT_PREFIXES = ("", "module.", "backbone.", "module.backbone.", "encoder.", "module.encoder.")
 
 
-def load_encoder(path):
+def load_encoder(path, image_size=None):
     """(encoder on the CPU, {arch, stem, width, image_size} of it) of a checkpoint file.
 
     The file holds the state dict of a torchvision-named ResNet-18, -34 or -50 of either stem and any width,
-    or of an MLP, itself or under the keys and prefixes that are in use. image_size: None of a ResNet, which
-    takes any. UserError if it holds neither, or not all of one, or weights that are not finite.
+    or of an MLP, itself or under the keys and prefixes that are in use. image_size: that of the images; an
+    MLP has its own. UserError if the file holds neither, or not all of one, or weights that are not finite,
+    or an MLP for images of another size.
     """
     weights = _checkpoint_weights(path)
     found = _architecture(path, weights)
@@ -576,7 +577,10 @@ def load_encoder(path):
         raise UserError(f"{path} is not torchvision's {found['arch']}: only one of them has {other[0]}")
     if not all(value.isfinite().all() for value in encoder.state_dict().values()):
         raise UserError(f"{path} holds weights that are not finite")
-    return encoder, found
+    own = found["image_size"]
+    if own and image_size not in (None, own):
+        raise UserError(f"--image-size {image_size}: {path} takes images of {own} pixels")
+    return encoder, found | {"image_size": own or image_size}
 
 
 def _checkpoint_weights(path):
@@ -1784,11 +1788,10 @@ def open_run(args, name, data):
     """
     out = args.out or Path("runs") / f"{Path(args.dataset).absolute().stem}-{name}-seed{args.seed}"
     config = _configuration(args, name) | {"data": _checksum(args, data)}
+    device = config["device"]
     there, temporary = _claim(out)
     if there and not args.overwrite:
         _require_same_run(out, there, config, args.resume)
-        if there.get("device") != config["device"]:
-            note(f"{out} was begun on {there.get('device')}: here its weights will differ in rounding")
         config = there
     else:
         for file in RUN_FILES[:-1]:  # a kill from here on leaves config.json, by which the folder is a run's
@@ -1800,7 +1803,10 @@ def open_run(args, name, data):
     if (out / "result.json").exists():
         print(f"{out} is finished")
         result = read_json(out / "result.json")
-    return out, config, _checkpoint(out / "checkpoint.pt"), result
+    checkpoint = _checkpoint(out / "checkpoint.pt")
+    if config.get("device") != device and not result:
+        note(f"{out} was begun on {config.get('device')}: here its weights will differ in rounding")
+    return out, config, checkpoint, result
 
 
 def _configuration(args, name):

@@ -249,11 +249,7 @@ def main():
         raise common.UserError("--lr-encoder makes no sense with --freeze")
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise common.UserError("finetune.py runs in one process")
-    encoder, found = common.load_encoder(args.checkpoint)
-    own = found["image_size"]
-    if own and args.image_size not in (None, own):
-        raise common.UserError(f"--image-size {args.image_size}: this MLP takes images of {own} pixels")
-    found["image_size"] = own or args.image_size
+    encoder, found = common.load_encoder(args.checkpoint, args.image_size)
     checkpoint = Path(args.checkpoint)
     config = checkpoint.with_name("config.json")
     of_a_run = checkpoint.name == "encoder.pt" and config.exists()

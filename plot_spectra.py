@@ -440,11 +440,8 @@ def read(path, args):
     if path.is_file() and path.suffix != ".json":
         if not args.dataset:
             raise common.UserError(f"{path} is a checkpoint: --dataset must name images for its spectrum")
-        encoder, found = common.load_encoder(path)
-        own = found["image_size"]
-        if own and args.image_size not in (None, own):
-            raise common.UserError(f"--image-size {args.image_size}: {path} takes images of {own} pixels")
-        data = common.load_dataset(args.dataset, args.data_dir, own or args.image_size)
+        encoder, found = common.load_encoder(path, args.image_size)
+        data = common.load_dataset(args.dataset, args.data_dir, found["image_size"])
         return str(path.with_suffix("")), common.layer_statistics(encoder, None, data.x_test)
     result = common.read_json(path / "result.json" if path.is_dir() else path)
     if any(attempt(get, result, *keys) in (None, []) for keys in NEEDED):
