@@ -36,16 +36,13 @@ barlow:  ## LL figure 1b, Barlow Twins with and without projector, with the pena
 directclr-tables:  ## DirectCLR tables 1, 2, appendix F, figure 12, on CIFAR with LL's recipe
 sparsehead-table:  ## SparseHead table 1, figures 1 and 3, with its own recipe
 weights:  ## other weights of the penalties, other readings of the papers
-$(TABLES): | $(READY)
+clock: SCALE := compressed
+clock:  ## SCALE=compressed: does collapse follow weight decay · learning rate · steps?
+$(TABLES) clock: | $(READY)
 	@exec $(PY) plan.py run $@ $(RUNS)
 	-@$(PY) report.py
 	-@$(PY) report.py --figures
 	@$(PY) report.py --table $@ --scale $(SCALE)
-
-clock: SCALE := compressed
-clock: | $(READY)  ## SCALE=compressed: does collapse follow weight decay · learning rate · steps?
-	@exec $(PY) plan.py run table2 $@ $(RUNS)
-	$(PY) report.py --figures
 
 finetune-table: | $(READY)  ## SparseHead table 2: 1 % and 10 % of the labels; variables as for table2
 	@exec $(PY) plan.py run $@ $(RUNS)

@@ -151,7 +151,7 @@ def _read_npz(path):
         x = arrays[f"x_{split}"]
         y = arrays[f"y_{split}"]
         if x.dtype != np.uint8 or x.shape[1:] != (*arrays["x_train"].shape[1:3], 3) or 0 in x.shape:
-            wanted = "uint8 (N, H, W, 3), H and W those of x_train"
+            wanted = f"uint8 (N, H, W, 3){', H and W those of x_train' if split == 'test' else ''}"
             raise UserError(f"{path}: x_{split} must be {wanted}, not {x.dtype} {x.shape}")
         least = -1 if split == "train" else 0
         if y.dtype.kind not in "iu" or y.shape != x.shape[:1] or y.min() < least:
@@ -534,26 +534,31 @@ def _is_batchnorm(module):
     return isinstance(module, nn.modules.batchnorm._BatchNorm)
 
 
+def _is_resnet(encoder):
+    return isinstance(encoder, torchvision.models.ResNet)
+
+
 def memory_format(encoder):
-    """channels_last where it is safe, a quarter faster on a CPU: with torch 2.11 to 2.15 a strided 1 x 1
-    convolution (oneDNN's) of fewer than 16 channels overruns its memory on a CPU."""
-    if isinstance(encoder, MLP):
+    """channels_last for ResNets where it is safe, a quarter faster on a CPU: with torch 2.11 to 2.15 a
+    strided 1 x 1 convolution (oneDNN's) of fewer than 16 channels overruns its memory on a CPU."""
+    if not _is_resnet(encoder):
         return torch.contiguous_format
     weight = encoder.conv1.weight
     return torch.channels_last if weight.is_cuda or len(weight) % 16 == 0 else torch.contiguous_format
 
 
 def encoder_end(encoder):
-    """The last weight layer of the encoder, and the BatchNorm behind it or None: of a ResNet those that end
-    the residual branch of its last block."""
-    if isinstance(encoder, MLP):
-        return encoder.layer3, None
+    """The last weight layer of the encoder, and the BatchNorm behind it or None: of a ResNet without `fc`
+    those that end the residual branch of its last block."""
+    if not _is_resnet(encoder) or not isinstance(encoder.fc, nn.Identity):
+        return [m for m in encoder.modules() if isinstance(m, nn.Conv2d | nn.Linear)][-1], None
     block = encoder.layer4[-1]
-    return (block.conv3, block.bn3) if hasattr(block, "conv3") else (block.conv2, block.bn2)
+    layer, norm = (block.conv3, block.bn3) if hasattr(block, "conv3") else (block.conv2, block.bn2)
+    return layer, norm if _is_batchnorm(norm) and norm.affine and norm.track_running_stats else None
 
 
 CHECKPOINT_KEYS = ("backbone", "model", "state_dict")
-CHECKPOINT_PREFIXES = ("", "module.", "backbone.", "module.backbone.", "encoder.", "module.encoder.")
+CHECKPOINT_PREFIXES = ("", "backbone.", "encoder.", "encoder_q.", "base_encoder.")  # or these after module.
 
 
 def load_encoder(path, image_size=None):
@@ -588,6 +593,8 @@ def _checkpoint_weights(path):
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # official checkpoints carry arguments
             state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:  # which names the path
+        raise
     except Exception as error:  # anything may be in a file
         what = f"{type(error).__name__}; of a whole model save model.state_dict()"
         raise UserError(f"{path} is not a checkpoint of tensors ({what})") from None
@@ -595,10 +602,11 @@ def _checkpoint_weights(path):
         state = state if isinstance(state, dict) else {}
         state = next((state[key] for key in CHECKPOINT_KEYS if isinstance(state.get(key), dict)), state)
     state = {key: value for key, value in state.items() if isinstance(key, str) and torch.is_tensor(value)}
-    for prefix in CHECKPOINT_PREFIXES:
+    for prefix in (f"{outer}{inner}" for inner in CHECKPOINT_PREFIXES for outer in ("", "module.")):
         if {f"{prefix}conv1.weight", f"{prefix}layer1.weight"} & set(state):
             return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    raise UserError(f"{path} is no torchvision ResNet: no conv1.weight under a known name")
+    known = f"conv1.weight, itself or after {', '.join(CHECKPOINT_PREFIXES[1:])}"
+    raise UserError(f"{path} is no torchvision ResNet: it has no {known}; it has {min(state, default=None)}")
 
 
 def _architecture(path, weights):
@@ -1212,6 +1220,8 @@ def training_step(args, encoder, projector, loss, modules=()):
         views = augment(torch.cat([x, x]), generator)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=args.precision == "bf16"):
             value = loss_of(views)
+        if not torch.is_tensor(value) or value.ndim:
+            raise UserError("the loss of two views must be a tensor without dimensions")
         value.backward()
         if processes() > 1:
             average_gradients(trained)
@@ -1435,31 +1445,36 @@ def inputs(encoder, x):
 def features(encoder, projector, x, layers=LAYERS):
     """{layer: float32 (N, dim)} of uint8 images x (N, 3, H, W), not augmented; BatchNorm statistics stay.
 
-    penultimate: layer4[-2], the last block but one; layer3: the last stage but one, both pooled; of the MLP
-    penultimate is the second layer. projector_hidden: what the last layer of a projector of several layers
-    sees. Layers that the networks do not have are left out; projector may be None.
+    penultimate: a ResNet's layer4[-2], the last block but one; layer3: its last stage but one, both pooled;
+    of the MLP penultimate is the second layer. projector_hidden: what the last linear layer of several in the
+    projector sees. Layers that the networks do not have are left out; projector may be None.
     """
     modules = nn.ModuleList([encoder, projector or nn.Identity()])
     training = encoder.training
     modules.eval()
-    if isinstance(encoder, MLP):
-        places = {encoder.hidden: "penultimate"}
-    else:
-        places = {encoder.layer4[-2]: "penultimate", encoder.layer3: "layer3"}
+    places = {"penultimate": encoder.hidden} if isinstance(encoder, MLP) else {}
+    if _is_resnet(encoder):
+        places = {"penultimate": [encoder.layer3, *encoder.layer4][-2], "layer3": encoder.layer3}
+    linears = [m for m in modules[1].modules() if isinstance(m, nn.Linear)]
+    if linears[1:]:
+        places["projector_hidden"] = linears[-1]
     inner = {}
 
-    def keep(module, inputs, output):
-        inner[places[module]] = output.flatten(2).mean(2) if output.ndim == 4 else output
+    def keep(layer):
+        def hook(_, inputs, output):
+            seen = inputs[0] if layer == "projector_hidden" else output
+            inner[layer] = seen.flatten(2).mean(2) if seen.ndim == 4 else seen
 
-    hooks = [module.register_forward_hook(keep) for module in places]
+        return hook
+
+    hooks = [module.register_forward_hook(keep(layer)) for layer, module in places.items()]
     parts = []
     for block in x.split(256):
         h = encoder(inputs(encoder, block))
-        part = {"h": h, **inner}
+        part = {"h": h}
         if projector is not None:
             part["z"] = projector(h)
-        if isinstance(projector, nn.Sequential) and len(projector) > 1:
-            part["projector_hidden"] = projector[:3](h)
+        part |= inner
         parts.append({layer: part[layer] for layer in layers if layer in part})
     for hook in hooks:
         hook.remove()
@@ -1606,8 +1621,9 @@ def rankme(features):
 
 def ranks(spectrum):
     """Ranks by a covariance's spectrum (D,), descending: how many σ_k are above 1e-2, 1e-3 and 1e-5 of σ₁,
-    and exp of the entropy of their shares. σ_k below 1e-12 σ₁ are rounding errors and left out."""
-    kept = spectrum[spectrum > 1e-12 * spectrum[0]]  # of a spectrum of zeros none
+    and exp of the entropy of their shares. Left out as rounding errors: σ_k below 1e-12 σ₁, and below 1e-15,
+    which h of length 1 has in float32 where it is constant."""
+    kept = spectrum[spectrum > max(1e-12 * spectrum[0], 1e-15)]
     share = kept / kept.sum()
     counts = {f"rank_{x}": int((kept > float(x) * spectrum[0]).sum()) for x in ("1e-2", "1e-3", "1e-5")}
     entropy = -(share * share.log()).sum()
@@ -1647,11 +1663,13 @@ def heat_map(c):
 def row_norms(encoder, h, penultimate):
     """Per dimension i of h (N, D), the test images': ‖W^i‖² of the encoder's last layer (LL prop. 1), bare
     and folded with the BatchNorm behind it, whose γ_i and β_i; var(h_i) and the share of images with h_i > 0,
-    and both of the last block's input, penultimate (N, D), which the residual branch is added to."""
+    and both of the last block's input, penultimate (N, D) or None, which the residual branch is added to."""
     layer, norm = encoder_end(encoder)
     bare = layer.weight.detach().flatten(1).square().sum(1)
     found = {"bare": bare, "folded": bare}
     for prefix, values in (("", h), ("penultimate_", penultimate)):
+        if values is None:
+            continue
         found[f"{prefix}variance"] = values.double().var(0)
         found[f"{prefix}open"] = (values > 0).double().mean(0)
     if norm is not None:
@@ -1661,8 +1679,8 @@ def row_norms(encoder, h, penultimate):
 
 
 def weight_spectra(encoder, projector):
-    """{name: singular values} of weights: the encoder's last block (all of the MLP), the projector."""
-    place = "" if isinstance(encoder, MLP) else f"layer4.{len(encoder.layer4) - 1}"
+    """{name: singular values} of weights: a ResNet's last block, else the whole encoder; the projector."""
+    place = f"layer4.{len(encoder.layer4) - 1}" if _is_resnet(encoder) else ""
     block = encoder.get_submodule(place)
     layers = {k: m for k, m in block.named_modules(prefix=place) if isinstance(m, nn.Conv2d | nn.Linear)}
     projector = projector or nn.Identity()
@@ -1690,7 +1708,7 @@ def layer_statistics(encoder, projector, x):
         "spectra": by_layer(lambda c: rounded(eigenvalues(c)), covariances),
         "bare_spectra": by_layer(lambda values: rounded(covariance_spectrum(values, normalize=False))),
         "covariance": by_layer(heat_map, covariances),
-        "row_norms": row_norms(encoder, found["h"], found["penultimate"]),
+        "row_norms": row_norms(encoder, found["h"], found.get("penultimate")),
         "weight_spectra": weight_spectra(encoder, projector),
     }
 
@@ -1792,6 +1810,8 @@ def open_run(args, name, data):
     there, temporary = _claim(out)
     if there and not args.overwrite:
         _require_same_run(out, there, config, args.resume)
+        if there.get("code") not in (None, config["code"]):
+            note(f"{out} was begun with another version of {config['script']}")
         config = there
     else:
         for file in RUN_FILES[:-1]:  # a kill from here on leaves config.json, by which the folder is a run's
@@ -1818,8 +1838,10 @@ def _configuration(args, name):
         device = f"{processes()} × {device}"
     versions = {module.__name__: str(module.__version__) for module in (torch, torchvision, np)}
     origin = {"device": device, "git": _git_commit(), "python": platform.python_version(), **versions}
-    script = Path(sys.argv[0]).name
-    return json.loads(json.dumps({"script": script, "name": name, "arguments": arguments, **origin}))
+    script = Path(sys.argv[0])
+    code = f"{zlib.crc32(script.read_bytes()):08x}" if script.is_file() else None
+    run = {"script": script.name, "code": code, "name": name, "arguments": arguments}
+    return json.loads(json.dumps({**run, **origin}))
 
 
 def _checksum(args, data):

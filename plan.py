@@ -266,6 +266,18 @@ class Trainer:
         codes = [128 + self.signal] if self.signal else [one.result() for one in self.each.values()]
         return next(filter(None, codes), 0)
 
+    def fits(self, run):
+        """Whether a run is still to be trained and, by its pace, ends before the deadline."""
+        needed = seconds_left(run, paces())
+        return not self.ended and needed != 0 and time.time() + max(5, needed or 0) <= self.deadline
+
+    def wait_for(self, run):
+        """Waits while another process has the run's folder."""
+        if in_use(run.folder) and not self.ended:
+            say(f"{run} is in use by another process: waiting")
+        while in_use(run.folder) and not self.ended:
+            time.sleep(1)
+
     def pack(self, run, log):
         """Packs a run's image folder, before two runs at once want to. Its errors are the run's too."""
         pixels = rows.arguments(run.row, run.scale, run.dataset)["image_size"]
@@ -275,39 +287,38 @@ class Trainer:
                 command = [sys.executable, "pack.py", str(Path(self.data, run.dataset))]
                 self.execute([*command, "--image-size", str(pixels)], log, f"{run.dataset}: ")
 
+    def command(self, run, mode):
+        """The words that train a run; mode: --resume or --overwrite."""
+        python = self.python[:1] if run.base else self.python
+        script = rows.command(run.row, run.scale, run.dataset, self.data)
+        weights = [str(run.base.weights)] if run.base else []
+        return [*python, *script, "--seed", str(run.seed), "--out", str(run.folder), mode, *weights]
+
     def train(self, run):
         """Trains a run, unless it is done or the budget says no, and keeps its result. Its exit code."""
         if run.base and (self.each[run.base].result() or state(run.base) != ""):
             return 0  # the end of that run has said why
-        needed = seconds_left(run, paces())
-        if needed == 0 or time.time() + max(5, needed or 0) > self.deadline:
+        if not self.fits(run):
             return 0  # the line at the end says what is next
-        if in_use(run.folder) and not self.ended:
-            say(f"{run} is in use by another process: waiting")
-        while in_use(run.folder) and not self.ended:
-            time.sleep(1)
+        self.wait_for(run)
         log = run.folder.with_suffix(".log")
         if self.jobs > 1 and rows.DATASETS[run.dataset].folder and not self.ended:
             self.pack(run, log)
-        if self.ended or time.time() + max(5, needed or 0) > self.deadline:
+        if not self.fits(run):
             return 0
         old = outdated(run)
         if state(run) or old:
             say(f"{state(run) or f'{run.folder} is of an older recipe ({old})'}: trained again")
-        command = self.python[:1] if run.base else self.python
-        command = [*command, *rows.command(run.row, run.scale, run.dataset, self.data)]
-        command += ["--seed", str(run.seed), "--out", str(run.folder)]
         lost = run.encoder and (run.folder / "result.json").exists() and not run.weights.exists()
         if lost:  # evaluated again, it is written again
             (run.folder / "result.json").unlink()
-        command += ["--overwrite" if old else "--resume"]
-        command += [str(run.base.weights)] if run.base else []
+        command = self.command(run, "--overwrite" if old else "--resume")
         line = " ".join(command)
         say(f"{run}: {line}")
-        code = self.execute(command, log, f"{run}: " if self.jobs > 1 else "")
+        prefix = f"{run}: " if self.jobs > 1 else ""
+        code = self.execute(command, log, prefix)
         if code == 2 and lost and not self.ended and not in_use(run.folder):  # its checkpoint does not help
-            command = ["--overwrite" if word == "--resume" else word for word in command]
-            code = self.execute(command, log, f"{run}: " if self.jobs > 1 else "")
+            code = self.execute(self.command(run, "--overwrite"), log, prefix)
         if code == 0 and (run.folder / "result.json").exists():
             keep(run)
             return 0

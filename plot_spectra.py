@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 
 import rows
 
-STYLES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3))]
+STYLES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 3))]
 MARKERS = "os^vD<>pPX*hd8H1234+x"
 LAYERS = {
     "h": "encoder output h",
@@ -104,11 +104,33 @@ def ln_spectrum(values):
     return np.log(values, where=kept, out=np.full(len(values), np.nan))
 
 
+def settings(result):
+    """A run's arguments; older runs lack --warmup-epochs."""
+    get(result, "config", "arguments", "lr")
+    return argparse.Namespace(**{"warmup_epochs": 0, **result["config"]["arguments"]})
+
+
+def horizon(result):
+    """The decay horizon H of a run: as stored, or of its arguments, which is all that older results have."""
+    args = settings(result)
+    if "decay_horizon" in result or not args.train_size:
+        return result.get("decay_horizon")
+    return common.decay_horizon(args, args.epochs * (args.train_size // args.batch_size))
+
+
+def size_and_horizon(runs):
+    """D and H of runs, as text, where they are the same."""
+    dims = {len(get(run, "spectra", "h")) for run in runs}
+    found = {horizon(run) for run in runs} - {None}
+    parts = [f"D = {dims.pop()}"] if len(dims) == 1 else []
+    parts += [f"H = {number(found.pop(), 2)}"] if len(found) == 1 else []
+    return ", ".join(parts)
+
+
 def horizons(result, epochs):
     """The decay horizon H after each of these epochs of a run: the share of its whole H."""
-    get(result, "config", "arguments", "lr")
-    settings = argparse.Namespace(**{"warmup_epochs": 0, **result["config"]["arguments"]})
-    rates = common.learning_rates(settings, 100 * settings.epochs)  # 100 steps an epoch will do
+    args = settings(result)
+    rates = common.learning_rates(args, 100 * args.epochs)  # 100 steps an epoch will do
     share = np.cumsum([0, *rates])[100 * np.array(epochs)] / sum(rates)
     return get(result, "decay_horizon") * share
 
@@ -127,19 +149,22 @@ def shut(result):
     """{what: how many of h's dead coordinates}: lost to W^i, to γ_i, to a ReLU that no image opens, with
     β_i < 0 or not (one may count in several); and how many were dead at an evaluation, alive at the next."""
     norms = {key: np.array(values) for key, values in get(result, "row_norms").items()}
+    least = f"< {SHUT:.0%} of its mean"
     lost = {
         "dead": np.ones(len(norms["variance"]), bool),
-        r"$\|W^i\|^2 \approx 0$": norms["bare"] < SHUT * norms["bare"].mean(),
+        rf"$\|W^i\|^2$, {least}": norms["bare"] < SHUT * norms["bare"].mean(),
     }
     if "gamma" in norms:
         squares = norms["gamma"] ** 2
         closed = norms["open"] == 0
-        lost[r"$\gamma_i^2 \approx 0$"] = squares < SHUT * squares.mean()
+        lost[rf"$\gamma_i^2$, {least}"] = squares < SHUT * squares.mean()
         lost[r"never open, $\beta_i < 0$"] = closed & (norms["beta"] < 0)
         lost[r"never open, $\beta_i \geq 0$"] = closed & (norms["beta"] >= 0)
     found = {what: int((mask & dead(result)).sum()) for what, mask in lost.items()}
     deaths = [set(line["dead"]) for line in get(result, "history")]
-    return found | {"came back": len({i for before, after in pairwise(deaths) for i in before - after})}
+    return found | {
+        "dead once, alive later": len({i for before, after in pairwise(deaths) for i in before - after})
+    }
 
 
 def number(value, digits=1, sign=False):
@@ -167,6 +192,7 @@ def panels(heading, lines, columns, width=4.2, height=3.2, sharey="row", height_
 def draw_curves(axis, curves):
     """ln σ_k over k of curves [(label, spectra)]: the mean in a band from the least to the largest; a curve
     without spectra stands in the legend alone."""
+    lengths = [len(spectra[0]) for _, spectra in curves if spectra]
     for (label, spectra), style in zip(curves, STYLES * len(curves)):
         if not spectra:
             axis.plot([], [], linestyle=style, color="grey", label=label)
@@ -174,10 +200,10 @@ def draw_curves(axis, curves):
         s = np.array([ln_spectrum(spectrum) for spectrum in spectra])
         k = np.arange(1, s.shape[1] + 1)
         whole = int(np.isfinite(s).all(0).sum())
-        label += f", {whole} of {len(k)} σ" if whole < len(k) else ""
+        label += f", k ≤ {whole} in all" if whole < len(k) else ""
         (line,) = axis.plot(k, s.mean(0), linestyle=style, label=label)
         axis.fill_between(k, s.min(0), s.max(0), color=line.get_color(), alpha=0.25, linewidth=0)
-    axis.set_xlabel("index k of the singular value")
+    axis.set(xlabel="index k of the singular value", xlim=(1, max([2, *lengths])))
     axis.legend(fontsize=7)
 
 
@@ -209,7 +235,7 @@ def draw_norms(runs):
         axis.set(xlabel=name, xscale="log", yscale="log")
     shown = f"variance of $h_i$ (less than {LEAST_SHOWN:g} of its mean: drawn there)"
     axes[0, 0].set_ylabel(shown, fontsize=8)
-    axes[0, 0].legend(fontsize=8)
+    axes[0, -1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
@@ -334,7 +360,7 @@ def draw_history(results, scale, datasets, _):
             epochs = {tuple(point["epoch"] for point in run["history"]) for run in runs}
             if len(epochs) != 1:  # none, or seeds that were not evaluated at the same time
                 continue
-            style = {"marker": MARKERS[i], "linestyle": STYLES[i % 6], "markersize": 3}
+            style = {"marker": MARKERS[i], "linestyle": STYLES[i % 7], "markersize": 3}
             style |= {"linewidth": 2 if row in QUESTION else 0.8, "label": f"{row} (n = {len(runs)})"}
             x = horizons(runs[0], [0, *epochs.pop()])
             for axis, curve in zip(line, (rank_curve, dead_curve)):
@@ -358,11 +384,11 @@ def draw_clock(results, scale, datasets, _):
             runs = [run for run in runs if attempt(get, run, "images_per_second")]
             runs = [run for run in runs if attempt(rank_curve, run)]
             for seed, run in enumerate(runs):
-                settings = run["config"]["arguments"]
+                args = settings(run)
                 epochs = np.array([0, *(point["epoch"] for point in run["history"])])
-                every = run["images_per_second"] * run["seconds"] / settings["batch_size"]
-                steps = epochs / settings["epochs"] * every
-                label = f"lr {settings['lr']:g}, wd {settings['weight_decay']:g} (n = {len(runs)})"
+                every = run["images_per_second"] * run["seconds"] / args.batch_size
+                steps = epochs / args.epochs * every
+                label = f"lr {args.lr:g}, wd {args.weight_decay:g} (n = {len(runs)})"
                 style = {"marker": MARKERS[i], "linestyle": STYLES[i % 6], "markersize": 3}
                 style["label"] = None if seed else label
                 for axis, x in zip(line, (horizons(run, epochs), steps)):
@@ -409,7 +435,9 @@ def draw_accuracy(results):
             x = [measure(run, "rank_1e-3") for run in runs]
             y = [run["knn200"] for run in runs]
             axis.plot(x, y, MARKERS[i], fillstyle="none", color=f"C{i % 10}", label=row)
-        axis.set(xlabel=RANK, title=f"{scale}, {title(dataset)}")
+        runs = [run for row in METHODS for run in results.of(scale, dataset, row).values()]
+        axis.set(xlabel=RANK)
+        axis.set_title(f"{scale}, {title(dataset)}\n{size_and_horizon(runs)}", fontsize=10)
     axes[0, 0].set_ylabel("kNN-200, %")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=7)
     return figure
@@ -423,7 +451,11 @@ FIGURES |= {
     "directclr-12": (draw_sweep, set(SWEEP[:-1]), ("dim",)),
     "row-norms": (draw_row_norms, set(QUESTION), ("row_norms",)),
     "ranks-over-time": (draw_history, set(METHODS), ("decay_horizon",)),
-    "clock": (draw_clock, {row.name for row in rows.of("clock")}, ("decay_horizon",)),
+    "clock": (
+        draw_clock,
+        {row.name for row in rows.of("clock") if row.tables == "clock"},
+        ("decay_horizon",),
+    ),
     "what-shuts": (draw_shut, set(QUESTION), ("row_norms", "gamma")),
 }
 

@@ -19,6 +19,7 @@ import argparse
 import sys
 from collections import Counter
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 import common
@@ -364,10 +365,12 @@ def table_of(results, table, scale, dataset):
     columns = [["row", *(row.name for row in lines)], ["", *(row.label for row in lines)]]
     for metric in COLUMNS.get(table, ("knn200", "linear_top1")):
         ours = [[run[metric] for run in of_row if metric in run] for of_row in runs]
-        papers = [printed(row.name, dataset, metric) or (None, None) for row in lines]
+        papers = [None if table == "clock" else printed(row.name, dataset, metric) for row in lines]
+        papers = [found or (None, None) for found in papers]
         columns.append([METRICS[metric], *map(mean_std, ours)])
         for source in sorted({source for _, source in papers if source}):
-            columns.append([f"paper, {title(source)}", *(number(value) for value, _ in papers)])
+            paper = "DirectCLR" if (table, source) == ("table2", "imagenet") else "paper"
+            columns.append([f"{paper}, {title(source)}", *(number(value) for value, _ in papers)])
             if scale == "paper" and source == dataset:
                 gaps = [np.mean(x) - value if x and value else None for x, (value, _) in zip(ours, papers)]
                 columns.append(["difference", *(number(gap, sign=True) for gap in gaps)])
@@ -394,7 +397,7 @@ def setting(result):
     a = result["config"]["arguments"]
     images = f"{a['train_size']:,} images" if a["train_size"] else "all images"
     dim = len(result["spectra"]["h"])
-    horizon = number(result.get("decay_horizon"), 2)
+    horizon = number(plot.horizon(result), 2)
     sizes = f"width {a['width']}, {a['epochs']} epochs, batch {a['batch_size']}, D = {dim}, H = {horizon}"
     return f"{images}, {sizes}; {result['config']['device']}, torch {result['config']['torch']}"
 
@@ -404,7 +407,8 @@ def scale_paragraphs(results, scale, figures):
     yield f"## Scale `{scale}`: {rows.SCALES[scale].meaning}"
     for table, heading in (rows.TABLES | {"": "Rows of no paper"}).items():
         lines = lines_of(results, table)
-        datasets = results.datasets(scale, [row.name for row in lines])
+        own = [row.name for row in lines if row.tables.startswith(table) and not row.same_as]
+        datasets = results.datasets(scale, own)  # a table of others' rows alone tells nothing new
         for dataset in datasets:
             header, *body = table_of(results, table, scale, dataset)
             yield f"### {heading}, {title(dataset)}"
@@ -414,7 +418,10 @@ def scale_paragraphs(results, scale, figures):
             ways = [f"{n} × {way}." for way, n in sorted(Counter(map(setting, runs)).items())]
             command = [f"`make {table} SCALE={scale} DATASETS={dataset}`."] if table else []
             yield " ".join(command + ways)
-        missing = {dataset for row in lines for dataset, _ in row.paper} - {*datasets, "imagenet"}
+        missing = {data for row in lines if row.name in own for data, _ in row.paper} - {
+            *datasets,
+            "imagenet",
+        }
         if datasets and missing:
             yield f"Not measured: {', '.join(sorted(map(title, missing)))}."
     links = ", ".join(f"[{name}](figures/{scale}/{name}.png)" for name in figures)
@@ -559,7 +566,11 @@ def draw(results, folder):
     figures = {"accuracy-rank": plot.draw_accuracy(results)} if plot.places(results) else {}
     for scale in results.scales():
         for name, (function, datasets) in drawable(results, scale).items():
-            figures[f"{scale}/{name}"] = function(results, scale, datasets, name)
+            figure = function(results, scale, datasets, name)
+            places = product(datasets, plot.FIGURES[name][1]) if datasets else ()
+            runs = [run for place in places for run in results.of(scale, *place).values()]
+            figure.suptitle(", ".join(filter(None, [figure.get_suptitle(), plot.size_and_horizon(runs)])))
+            figures[f"{scale}/{name}"] = figure
     for name, figure in figures.items():
         path = folder / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -459,7 +459,7 @@ def evolution(title, steps, rows):
             axis.plot(steps, values, color=colormaps["cividis"](j / DIM), linewidth=1.6 - j / DIM)
         axis.set(yscale="log")
     figure.supxlabel("step", fontsize=10)
-    figure.supylabel("singular value", fontsize=10)
+    figure.supylabel(r"singular value, drawn at $10^{-8}$ if below", fontsize=10)
     return figure
 
 
@@ -497,11 +497,12 @@ def shrinking(title, rows):
 
 def figures(results, args):
     """Yields (file name, Figure): the papers' figures, and that of T8."""
-    k = f"k = {args.weak_k:g}, mean of seeds"
+    mean = f"Mean of {args.seeds} seeds"
+    k = f"k = {args.weak_k:g}, {mean.lower()}"
     starts = {f"all σ = {EQUAL}": EQUAL, r"$\sigma_j=e^{-0.35\,(j-1)}$": "decaying"}
     losses = {loss: {"loss": loss} for loss in LOSSES}
     if rows := results.get("T1"):
-        title = "One layer: how far do σ 9 to 16, the augmented dimensions, fall with k? Mean of seeds"
+        title = f"One layer: how far do σ 9 to 16, the augmented dimensions, fall with k? {mean}"
         groups = {f"start: {head}": {"start": start} for head, start in starts.items()}
         yield "directclr-3", spectra(title, rows, "sigma_W1", "k", groups)
     if rows := results.get("T2"):
@@ -525,10 +526,10 @@ def figures(results, args):
         title = f"Does WERank (dotted, hollow) keep all dimensions at every depth L? {k}"
         yield "werank-2", spectra(title, rows, "sigma_C", "layers", losses)
     if rows := results.get("T7"):
-        title = "One layer: up to which k does WERank (dotted, hollow) keep σ 9 to 16? Mean of seeds"
+        title = f"One layer: up to which k does WERank (dotted, hollow) keep σ 9 to 16? {mean}"
         yield "werank-3", spectra(title, rows, "sigma_W1", "k", losses)
     if rows := results.get("T8"):
-        title = f"Does X of the first views of {args.dataset} say which directions shrink? Mean of seeds"
+        title = f"Does X of the first views of {args.dataset} say which directions shrink? {mean}"
         yield "images-theorem-1", shrinking(title, rows)
 
 

@@ -123,12 +123,11 @@ def test_make_hands_all_tables_to_plans_of_one_deadline_and_then_reports(folder,
     plans = [line[line.index("plan.py") + 1 :] for line in lines if "plan.py" in line]
     options = ["--scale=short", "--seeds=0 1", "--datasets=stl10", "--data=d", "--jobs=2", "--gpus=1"]
     options += ["--budget=9m"]
-    tables = {"all": [OF_PAPERS], "clock": [["table2", "clock"]]}.get(targets[0])
-    tables = tables or [[table] for table in OF_PAPERS]
+    tables = [OF_PAPERS] if targets == ["all"] else [[table] for table in targets]
     assert [line[:-1] for line in plans] == [["run", *names, *options] for names in tables]
     assert len({line[-1] for line in plans}) == 1 and plans[0][-1].startswith("--since=")
-    last = ["--table", "weights", "--scale", "short"] if targets == OF_PAPERS else ["--figures"]
-    assert ([sys.executable, "report.py"] in lines) != (targets == ["clock"])
+    last = ["--figures"] if targets == ["all"] else ["--table", targets[-1], "--scale", "short"]
+    assert [sys.executable, "report.py"] in lines
     assert lines[-1][1:] == ["report.py", *last]
     assert "--budget" not in make(folder, "-n", *targets).stdout
 
