@@ -71,8 +71,10 @@ def test_barlow_twins_is_its_double_loop():
     assert gradcheck(lambda z: barlow_twins(z[0], z[1], 0.01), z.requires_grad_())
 
 
-def test_targets_of_byol_get_no_gradient():  # the value: test_toy.py
+def test_byol_loss_is_2_less_2_cosines_and_targets_get_no_gradient():
     p, z = normal(2, 6, 4).requires_grad_()
+    cosines = (p * z).sum(1) / p.square().sum(1).sqrt() / z.square().sum(1).sqrt()
+    assert common.byol_loss(p, z).item() == pytest.approx(2 - 2 * cosines.mean().item(), rel=1e-12)
     assert grad(common.byol_loss(p, z), (p, z), allow_unused=True)[1] is None
 
 
