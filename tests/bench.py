@@ -82,9 +82,8 @@ def two_views(pipeline, batch):
 def simclr(x, width, batch, reg="none", arch="resnet18", compiled=CUDA):
     """A function: common's training step of SimCLR without projector, on the next images of x."""
     line = f"--device {DEVICE} --arch {arch} --width {width} --batch-size {batch} --reg {reg} --image-size 32"
+    line += f" --precision {'bf16' if CUDA else 'float32'} {'--compile' if compiled else '--no-compile'}"
     args = common.resolve(common.arguments("").parse_args(line.split()))
-    args.compile = compiled
-    args.precision = "bf16" if CUDA else "float32"
     encoder = common.make_encoder(args)
     projector = common.projector("none", encoder.dim)
     penalty = common.regularizer(args, encoder, projector)
@@ -115,8 +114,7 @@ def bench_augment(args):
     """Augment against torchvision v2 and lightly, both image by image from PIL, on one thread."""
     x = images(args, 256)
     pictures = pil(x[:128])
-    eager = common.Augment(32)
-    compiled = common.Augment(32)
+    eager, compiled = common.Augment(32), common.Augment(32)
     compiled.compile()
     ways = {"pil": partial(two_views, PIL_PIPELINE, pictures), "eager": partial(eager, x)}
     ways["compiled"] = partial(compiled, x)
@@ -130,7 +128,7 @@ def bench_augment(args):
     took = by_turns(ways, args.rounds, warm=30)
     torch.set_num_threads(count)
     goals = {"eager": 8, "compiled": 12, "lightly": None}
-    for name in ways.keys() & goals:
+    for name in [name for name in goals if name in took]:
         what = f"views a second, {name}: times torchvision's per image"
         yield f"views-{name}-ratio", what, took["pil"] / took[name], "x", goals[name]
     yield "views-eager-per-second", "views a second, eager, one thread", 256 / took["eager"], "images/s", None
@@ -152,16 +150,15 @@ def bench_step(args):
 
 
 PENALTIES = {"lastlayer": common.lastlayer_penalty, "werank": common.werank_penalty}
-ARCHS = ("resnet18", "resnet34", "resnet50")
-WIDTHS = (32, 64, 128)
 
 
 def bench_penalties(args):
     """What the penalties cost (C19): of a step; alone, over the encoder's depth L and its width n."""
+    archs, widths = ("resnet18", "resnet34", "resnet50"), (32, 64, 128)
     width = 64 if CUDA else 16
     x = images(args, 4096).to(DEVICE)
     often = {"warm": 5, "repeat": 20} if CUDA else {"warm": 1}
-    for arch in ARCHS:
+    for arch in archs:
         steps = {reg: simclr(x, width, 8 * width, reg, arch) for reg in ("none", *PENALTIES)}
         took = by_turns(steps, args.rounds, **often)
         where = f"{arch}, width {width}, batch {8 * width}"
@@ -173,18 +170,18 @@ def bench_penalties(args):
             goal = goal if CUDA and not end else None
             yield f"penalty-{reg}-share{end}", f"{reg}, more of the step ({where})", share, "%", goal
     alone = {}
-    for arch, width in [*((arch, 64) for arch in ARCHS), *(("resnet18", width) for width in WIDTHS)]:
+    for arch, width in [*((arch, 64) for arch in archs), *(("resnet18", width) for width in widths)]:
         encoder = common.resnet(arch, width=width).to(DEVICE)
         every = [parameter for parameter in encoder.parameters() if parameter.ndim == 4]
         for reg, weight in (("lastlayer", common.encoder_end(encoder)[0].weight), ("werank", every)):
             alone[reg, arch, width] = lambda reg=reg, weight=weight: PENALTIES[reg](weight).backward()
     took = by_turns(alone, args.rounds)
     for reg in PENALTIES:
-        for arch in ARCHS:
+        for arch in archs:
             what = f"{reg} with its gradient, alone, {arch}, width 64"
             yield f"penalty-{reg}-{arch}", what, 1e3 * took[reg, arch, 64], "ms", None
-        times = [took[reg, "resnet18", width] for width in WIDTHS]
-        power = np.polyfit(np.log(WIDTHS), np.log(times), 1)[0]
+        times = [took[reg, "resnet18", width] for width in widths]
+        power = np.polyfit(np.log(widths), np.log(times), 1)[0]
         yield f"penalty-{reg}-width-power", f"{reg} alone, power of the width", power, "", None
 
 
@@ -315,8 +312,7 @@ def main():
     device = torch.cuda.get_device_name() if CUDA else f"CPU, {torch.get_num_threads()} threads"
     origin = {"device": device, "torch": torch.__version__, "date": str(datetime.date.today())}
     print(*origin.values(), sep=", ")
-    rows = []
-    failed = []
+    rows, failed = [], []
     for name in chosen:
         if name not in ON_CPU and not CUDA:
             print(f"{name}: {BENCHES[name].__doc__.splitlines()[0]}: needs CUDA")

@@ -3,6 +3,7 @@
 import signal
 from functools import partial
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import common
 import pytest
@@ -10,6 +11,64 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+
+
+METHODS = [
+    "simclr --arch resnet18 --reg werank",
+    "simclr --cross-view --projector-bn",
+    "simclr --no-projector --reg lastlayer",
+    "simclr --no-projector --fixed-dims 4 --fixed-value inv",
+    "simclr --reg sparsehead",
+    "directclr",
+    "directclr --subvector random",
+    "barlow --hidden 16 --embedding 8",
+    "byol --hidden 16 --embedding 8",
+]
+KINDS = ("linear", "orthogonal", "diagonal", "lowrank", "lowrank-diagonal")
+
+
+@pytest.fixture
+def graphs():
+    """made: the graphs of what is compiled with backend=graphs.backend, which runs them as they are."""
+    torch._dynamo.reset()
+    made = []
+
+    def backend(graph, _):
+        made.append(graph)
+        return graph
+
+    return SimpleNamespace(made=made, backend=backend)
+
+
+@pytest.mark.parametrize("line", [*METHODS, *(f"simclr --projector {kind}" for kind in KINDS)])
+def test_the_loss_is_one_graph_whose_value_is_the_eager_one(line, method, graphs):
+    eager = method(line).loss
+    compiled = torch.compile(eager, fullgraph=True, dynamic=False, backend=graphs.backend)
+    x1, x2 = torch.randn(2, 8, 3, 12, 12)
+    values = []
+    for loss in (eager, compiled):
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16):
+            values.append(loss(x1, x2).item())
+    assert values[0] == pytest.approx(values[1], rel=1e-6)
+    (graph,) = graphs.made
+    exponentials = [node for node in graph.graph.nodes if "matrix_exp" in str(node.target)]
+    assert len(exponentials) == ("orthogonal" in line)  # once, not once a view
+
+
+AUGMENT = partial(common.Augment, 12, blur_p=0.5, solarize_p=0.5)
+IMAGES = torch.randint(0, 256, (6, 3, 12, 12), dtype=torch.uint8)
+PARTS = 7  # of the views: parameters, crop, four operations, finish
+
+
+def test_the_views_are_compiled_without_a_break_and_once_whatever_the_jitters_order(monkeypatch, graphs):
+    eager, compiled = AUGMENT(), AUGMENT()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, fullgraph=True, backend=graphs.backend))
+    compiled.compile()
+    for seed in range(12):
+        views = (augment(IMAGES, torch.Generator().manual_seed(seed)) for augment in (eager, compiled))
+        torch.testing.assert_close(*views)
+    assert len(graphs.made) == PARTS
 
 
 class Dispatched(TorchDispatchMode):
@@ -25,67 +84,6 @@ class Dispatched(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-METHODS = [
-    "simclr --arch resnet18 --reg werank",
-    "simclr --cross-view --projector-bn",
-    "simclr --no-projector --reg lastlayer",
-    "simclr --no-projector --fixed-dims 4 --fixed-value inv",
-    "simclr --reg sparsehead",
-    "simclr --projector linear",
-    "simclr --projector orthogonal",
-    "simclr --projector diagonal",
-    "simclr --projector lowrank",
-    "simclr --projector lowrank-diagonal",
-    "directclr",
-    "directclr --subvector random",
-    "barlow --hidden 16 --embedding 8",
-    "byol --hidden 16 --embedding 8",
-]
-
-
-@pytest.mark.parametrize("line", METHODS)
-def test_the_loss_is_one_graph_whose_value_is_the_eager_one(line, method):
-    torch._dynamo.reset()
-    found = method(line)
-    x1, x2 = torch.randn(2, 8, 3, 12, 12)
-    graphs = []
-
-    def backend(graph, _):
-        graphs.append(sum("matrix_exp" in str(node.target) for node in graph.graph.nodes))
-        return graph
-
-    values = []
-    for loss in (found.loss, torch.compile(found.loss, fullgraph=True, dynamic=False, backend=backend)):
-        torch.manual_seed(1)
-        with torch.autocast("cpu", torch.bfloat16):
-            values.append(loss(x1, x2).item())
-    assert values[0] == pytest.approx(values[1], rel=1e-6)
-    assert graphs == [int("orthogonal" in line)]  # its exponential once, not once a view
-
-
-def augmenter():
-    return common.Augment(12, blur_p=0.5, solarize_p=0.5)
-
-
-def test_the_views_are_compiled_without_a_break_and_once_whatever_the_jitters_order(monkeypatch):
-    torch._dynamo.reset()
-    x = torch.randint(0, 256, (6, 3, 12, 12), dtype=torch.uint8)
-    graphs = []
-
-    def backend(graph, _):
-        graphs.append(graph)
-        return graph
-
-    eager = augmenter()
-    compiled = augmenter()
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, fullgraph=True, backend=backend))
-    compiled.compile()
-    for seed in range(12):
-        views = (each(x, torch.Generator().manual_seed(seed)) for each in (eager, compiled))
-        torch.testing.assert_close(*views)
-    assert len(graphs) == 7  # parameters, crop, four operations, finish
-
-
 def test_the_views_dispatch_little_outside_of_what_is_compiled(monkeypatch):
     calls = []
 
@@ -98,25 +96,25 @@ def test_the_views_dispatch_little_outside_of_what_is_compiled(monkeypatch):
         return call
 
     monkeypatch.setattr(torch, "compile", compiled)
-    augment = augmenter()
+    augment = AUGMENT()
     augment.compile()
-    x = torch.randint(0, 256, (6, 3, 12, 12), dtype=torch.uint8)
     with Dispatched() as dispatched:
-        augment(x, torch.Generator())
+        augment(IMAGES, torch.Generator())
     assert sorted(dispatched.names) == ["aten::rand.generator", "aten::randperm.generator"]
-    assert len(calls) == 7
+    assert len(calls) == PARTS
 
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """gpu(capability): a pretended GPU, on which nothing can be computed but what `prepare` tries first."""
+    """gpu((8, 0)): a pretended GPU of that capability, on which nothing is computed but what `prepare` tries
+    first. kernel, compiler: an error that it raises."""
 
-    def pretend(capability, compiler=lambda function, **_: function):
-        zeros = torch.zeros
-        device = torch.device("cuda:0")
-        monkeypatch.setattr(torch, "zeros", lambda *_, **__: SimpleNamespace(device=device))
-        monkeypatch.setattr(torch, "ones", lambda *_, **__: zeros(1))
-        monkeypatch.setattr(torch, "compile", lambda *_, **__: lambda _: compiler(None))
+    def pretend(capability, kernel=None, compiler=None):
+        zeros = torch.zeros(1)
+        device = SimpleNamespace(device=torch.device("cuda:0"))
+        monkeypatch.setattr(torch, "zeros", lambda *_, **__: device)
+        monkeypatch.setattr(torch, "ones", Mock(return_value=zeros, side_effect=kernel))
+        monkeypatch.setattr(torch, "compile", lambda *_, **__: Mock(side_effect=compiler))
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla T4")
@@ -137,22 +135,27 @@ def test_bf16_is_the_default_where_the_gpu_has_it(gpu, capability, precision):
     assert (args.device, args.precision, args.compile) == ("cuda:0", precision, True)
 
 
-def test_bf16_asked_for_on_a_gpu_that_lacks_it_is_an_error(gpu):
-    gpu((7, 5))
-    with pytest.raises(common.UserError, match="--precision bf16 .*Tesla T4"):
-        computation("--precision", "bf16")
+NO_KERNEL = RuntimeError("CUDA error: no kernel image is available for execution on the device")
+NO_COMPILER = RuntimeError("no compiler here\nwith details")
+REFUSED = [  # the GPU, flags, the error
+    ({"capability": (7, 5)}, ("--precision", "bf16"), "--precision bf16 .*Tesla T4"),
+    ({"capability": (7, 0), "kernel": NO_KERNEL}, (), "--device cuda .*no kernel image"),
+    ({"capability": (8, 0), "compiler": NO_COMPILER}, ("--compile",), "--compile .*no compiler here"),
+]
+
+
+@pytest.mark.parametrize("pretended, flags, error", REFUSED)
+def test_what_a_gpu_can_not_do_is_an_error(gpu, pretended, flags, error):
+    gpu(**pretended)
+    with pytest.raises(common.UserError, match=error):
+        computation(*flags)
 
 
 def test_without_a_compiler_training_is_eager_unless_it_was_asked_for(gpu, capsys):
-    def broken(_):
-        raise RuntimeError("no compiler here\nwith details")
-
-    gpu((8, 0), broken)
+    gpu((8, 0), compiler=NO_COMPILER)
     assert computation().compile is False
     assert "no compiler here" in (note := capsys.readouterr().err) and len(note.splitlines()) == 1
     assert computation("--no-compile").compile is False and not capsys.readouterr().err
-    with pytest.raises(common.UserError, match="--compile .*no compiler here"):
-        computation("--compile")
 
 
 def test_each_process_takes_a_gpu_of_its_own_and_more_of_them_are_an_error(gpu, monkeypatch):
@@ -180,16 +183,6 @@ def test_processes_exchange_numbers_of_the_host_and_of_gpus(cuda, backend, monke
     monkeypatch.setattr(common.dist, "init_process_group", lambda name, **_: named.append(name))
     common.join_processes()
     assert named == [backend]
-
-
-def test_a_gpu_that_the_wheel_has_no_kernels_for_is_an_error(gpu, monkeypatch):
-    def no_kernel(*_, **__):
-        raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
-
-    gpu((7, 0))
-    monkeypatch.setattr(torch, "ones", no_kernel)
-    with pytest.raises(common.UserError, match="--device cuda .*no kernel image"):
-        computation()
 
 
 def test_tf32_is_off_whatever_the_environment_says(tmp_path, forks):
@@ -227,11 +220,9 @@ common.torch.compile = compiled
 
 def small_step(compiled):
     """training_step of a small SimCLR on CUDA with the same weights and random numbers each time."""
-    args = common.arguments("").parse_args(["--device", "cuda", "--lr", "0.1"])
-    args.precision = "float32"  # in bfloat16 roundings alone change gradients of this net by a third
-    args.compile = compiled
-    args.image_size = 16
-    args.weight_decay = 5e-4
+    # in bfloat16 roundings alone change gradients of this net by a third
+    flags = "--device cuda --precision float32 --lr 0.1 --weight-decay 5e-4 --image-size 16"
+    args = common.arguments("").parse_args([*flags.split(), "--compile" if compiled else "--no-compile"])
     torch.manual_seed(0)
     encoder = common.resnet(width=8)
     projector = common.projector("mlp", encoder.dim)
@@ -243,10 +234,9 @@ def small_step(compiled):
 
 
 def batches(count):
+    shape = (count, 32, 3, 16, 16)
     generator = torch.Generator("cuda").manual_seed(0)
-    return torch.randint(
-        0, 256, (count, 32, 3, 16, 16), generator=generator, dtype=torch.uint8, device="cuda"
-    )
+    return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8, device="cuda")
 
 
 @needs_cuda

@@ -1,6 +1,7 @@
 """Losses and penalties against float64 loops, finite differences, definitions on the larger Gram matrix."""
 
 import math
+from itertools import product
 
 import common
 import numpy as np
@@ -46,8 +47,7 @@ def test_info_nce_gradient_equals_finite_differences(cross_view):
 
 
 def test_info_nce_gradient_on_normalised_embeddings_is_ll_equation_8():
-    tau = 0.3
-    b = 5
+    tau, b = 0.3, 5
     z = F.normalize(normal(2 * b, 4), dim=1)
     logits = (z @ z.T / tau).masked_fill(torch.eye(2 * b, dtype=torch.bool), -math.inf)
     p = logits.softmax(1)  # p[i, j]: j is the positive of i
@@ -63,10 +63,9 @@ def test_barlow_twins_is_its_double_loop():
     z = 3 * normal(2, 9, 5) + 1
     a, b = ((view - view.mean(0)) / view.std(0) for view in z.numpy())
     expected = 0.0
-    for i in range(5):
-        for j in range(5):
-            c = np.mean(a[:, i] * b[:, j])
-            expected += (1 - c) ** 2 if i == j else 0.01 * c**2
+    for i, j in product(range(5), repeat=2):
+        c = np.mean(a[:, i] * b[:, j])
+        expected += (1 - c) ** 2 if i == j else 0.01 * c**2
     assert barlow_twins(*z, lambd=0.01).item() == pytest.approx(expected, rel=1e-5)
     assert barlow_twins(z[0], 2 * z[0] + 3, 0.0).item() < 1e-9  # scale and shift do not matter
     assert gradcheck(lambda z: barlow_twins(z[0], z[1], 0.01), z.requires_grad_())
@@ -124,9 +123,8 @@ def test_penalties_are_0_with_a_finite_gradient_where_the_rows_are_orthonormal(p
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_the_gradient_of_a_convolution_has_the_layout_of_its_weight(layout):
     weight = torch.randn(4, 3, 3, 3).to(memory_format=layout).requires_grad_()
-    penalty = common.lastlayer_penalty(weight) + common.werank_penalty([weight])
-    (gradient,) = torch.autograd.grad(penalty, weight)  # of another layout, each step would copy it
-    assert gradient.is_contiguous(memory_format=layout)
+    (gradient,) = grad(sum(penalty(weight) for penalty in PENALTIES), weight)
+    assert gradient.is_contiguous(memory_format=layout)  # of another one, each step would copy it
 
 
 def test_sparsehead_sums_the_norms_of_the_input_features_with_a_finite_gradient_at_0():

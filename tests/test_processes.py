@@ -8,7 +8,7 @@ import sys
 import common
 import pytest
 import torch
-from conftest import ROOT, TINY_RUN, read
+from conftest import ROOT, TINY_RUN, read, sabotage
 
 # What BatchNorms of several processes on a CPU do, in one: each takes the statistics of its own share.
 SHARES = """
@@ -27,18 +27,18 @@ METHODS = {
     "barlow.py --hidden 16 --embedding 8 --optimizer adam --lr 1e-4": 2,
     "byol.py --hidden 16 --embedding 8 --reg sparsehead": 2,
 }
+MLP = "simclr.py --arch mlp --no-projector"
 
 
 def weights(folder):
     return torch.load(folder / "checkpoint.pt", weights_only=True)["model"]
 
 
-def same(first, second, tolerance):
-    """Whether two models agree within a share of the largest weight; BatchNorm's statistics are apart."""
+def differing(first, second, tolerance):
+    """Where models differ by more than a share of the largest weight, but for BatchNorm's statistics."""
     learned = [key for key in first if not re.search("running|num_batches|target|chosen", key)]
-    return all(
-        (first[key] - second[key]).abs().max() <= tolerance * first[key].abs().max() for key in learned
-    )
+    scales = {key: tolerance * first[key].abs().max() for key in learned}
+    return [key for key in learned if not (first[key] - second[key]).abs().max() <= scales[key]]
 
 
 @pytest.mark.parametrize("row", METHODS)
@@ -49,57 +49,60 @@ def test_processes_train_the_weights_of_one(row, start, tmp_path):
     assert done.returncode == [0] * count and done.err.count("BatchNorm statistics of its own") == 1
     one, several = (read(tmp_path / name, "metrics.jsonl") for name in ("one", "run"))
     assert [line["loss"] for line in one] == pytest.approx([line["loss"] for line in several], rel=1e-5)
-    assert same(weights(tmp_path / "one"), weights(tmp_path / "run"), 1e-4)
+    assert not differing(weights(tmp_path / "one"), weights(tmp_path / "run"), 1e-4)
     first = torch.load(tmp_path / "first.pt", weights_only=True)
-    trained = {key.removeprefix("encoder."): value for key, value in weights(tmp_path / "one").items()}
-    assert not any(same({key: first[key]}, trained, 2e-4) for key in first if "conv" in key)
+    convolutions = {f"encoder.{key}": value for key, value in first.items() if "conv" in key}
+    assert differing(convolutions, weights(tmp_path / "one"), 2e-4) == [*convolutions]
     assert "rankme" in read(tmp_path / "run")
 
 
-STOP = """
-import os, signal
-step = common.Training.train_on
-def train_on(self, *batch):
-    step(self, *batch)
-    if self.step == 4 and os.environ.get("RANK") == "1":
-        os.kill(os.getpid(), signal.{0})
-common.Training.train_on = train_on
-"""
+def second_process(function, call, action):
+    """Code that makes a function of common do something at its n-th call, in the second process alone."""
+    return sabotage(function, call, f"if os.environ['RANK'] == '1': {action}")
 
 
-def test_a_signal_to_one_process_stops_all_and_another_number_of_them_continues(start, tmp_path):
-    row = "simclr.py --arch mlp --no-projector"
-    assert start(f"{row} --out one").returncode == 0
-    done = start(row, processes=2, before=STOP.format("SIGTERM"))
+def test_a_signal_to_one_process_stops_all_and_another_number_of_them_continues(finished, start, tmp_path):
+    signalled = second_process("Training.train_on", 4, "os.kill(os.getpid(), signal.SIGTERM)")
+    done = start(MLP, signalled, processes=2)
     assert done.returncode == [143, 143] and done.err.count("stopped after step 4 of 6") == 1
-    assert start(f"{row} --resume").returncode == 0
-    assert same(weights(tmp_path / "one"), weights(tmp_path / "run"), 1e-5)
-    assert start(f"{row} --resume", processes=2).returncode == [0, 0]
+    assert start(f"{MLP} --resume").returncode == 0
+    assert not differing(weights(finished(MLP)), weights(tmp_path / "run"), 1e-5)
+    assert start(f"{MLP} --resume", processes=2).returncode == [0, 0]
 
 
 def test_a_process_that_is_killed_ends_the_others_with_a_line(start):
-    done = start("simclr.py --arch mlp --no-projector", processes=2, before=STOP.format("SIGKILL"))
+    killed = second_process("max_over_processes", 4, "os.kill(os.getpid(), signal.SIGKILL)")
+    done = start(MLP, killed, processes=2)
     assert done.returncode == [1, -9]
     assert re.fullmatch(r"simclr.py: error: process 0 has lost another one .*\n", done.err)
 
 
-@pytest.mark.parametrize(
-    "row, says",
-    [
-        ("simclr.py --dataset nothing.npz", "nothing.npz is not a readable"),
-        ("simclr.py --no-such-flag", "unrecognized arguments"),
-        ("simclr.py --arch mlp --no-projector --out file", "file"),
-    ],
-)
-def test_bad_input_is_one_line_and_exit_code_2_in_every_process(row, says, start, tmp_path):
+NO_SUCH_DISK = second_process("load_dataset", 1, "raise common.UserError('no such disk')")
+FULL_DISK = sabotage("write_json", 1, "raise OSError('no space left')")  # in the first, which alone writes
+REFUSED = [  # flags, code that runs before, the error
+    ("--dataset nothing.npz", "", ".*nothing.npz is not a readable.*"),
+    ("--no-such-flag", "", "unrecognized arguments.*"),
+    ("--out file", "", ".*file.*"),
+    ("", NO_SUCH_DISK, "no such disk"),
+    ("", FULL_DISK, "no space left"),
+]
+
+
+@pytest.mark.parametrize("flags, before, error", REFUSED)
+def test_an_error_of_one_process_or_of_all_is_one_line_and_exit_code_2_of_each(
+    flags, before, error, start, tmp_path
+):
     (tmp_path / "file").write_text("")
-    done = start(row, processes=2)
-    assert done.returncode == [2, 2] and len(done.err.splitlines()) == 1 and says in done.err
-    assert not (tmp_path / "run").exists()
+    done = start(f"{MLP} {flags}", before, processes=2)
+    assert done.returncode == [2, 2] and re.fullmatch(f"simclr.py: error: {error}\n", done.err)
+    assert (tmp_path / "run").exists() == (before == FULL_DISK)  # else it ends before anything is written
 
 
-SHARED = {"--batch-size 33": "33 can't be shared by 2", "--batch-size 2": "2 can't be shared by 2"}
-SHARED["--device cuda:1"] = "--device cuda:1 is one GPU for 2 processes"
+SHARED = {
+    "--batch-size 33": "33 can't be shared by 2",
+    "--batch-size 2": "2 can't be shared by 2",
+    "--device cuda:1": "--device cuda:1 is one GPU for 2 processes",
+}
 
 
 @pytest.mark.parametrize("flags", SHARED)
@@ -110,38 +113,13 @@ def test_what_processes_can_not_share_is_an_error(flags, monkeypatch):
         common.prepare(args)
 
 
-def test_what_one_process_alone_can_not_read_ends_all_with_nothing_written(start, tmp_path):
-    alone = """
-import os
-load = common.load_dataset
-def load_dataset(*args):
-    if os.environ["RANK"] == "1":
-        raise common.UserError("no such disk")
-    return load(*args)
-common.load_dataset = load_dataset
-"""
-    done = start("simclr.py --arch mlp", before=alone, processes=2)
-    assert done.returncode == [2, 2] and done.err == "simclr.py: error: no such disk\n"
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_full_disk_of_the_first_process_ends_all_with_its_line(start):
-    full = """
-def write_json(*_):
-    raise OSError("no space left")
-common.write_json = write_json
-"""
-    done = start("simclr.py --arch mlp --no-projector", before=full, processes=2)
-    assert done.returncode == [2, 2] and done.err == "simclr.py: error: no space left\n"
-
-
 def test_torchrun_ends_by_sigterm_with_the_run_saved(tiny, tmp_path):
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    flags = ["--arch", "mlp", "--epochs", "9999", "--out", "run", "--dataset"]
-    command = [sys.executable, *torchrun, ROOT / "simclr.py", *map(str, TINY_RUN), *flags, tiny]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    pipes |= {"env": os.environ | {"PYTHONUNBUFFERED": "1"}}
-    with subprocess.Popen(command, cwd=tmp_path, text=True, **pipes) as both:
+    torchrun = "-m torch.distributed.run --nproc-per-node 2 --standalone"
+    flags = "--arch mlp --epochs 9999 --out run --dataset"
+    words = [*torchrun.split(), ROOT / "simclr.py", *map(str, TINY_RUN), *flags.split(), tiny]
+    options = {"cwd": tmp_path, "text": True, "env": os.environ | {"PYTHONUNBUFFERED": "1"}}
+    options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, *words], **options) as both:
         next(line for line in both.stdout if line.startswith("epoch 1 "))
         both.terminate()
         error = both.communicate()[1]

@@ -154,16 +154,6 @@ def test_alignment_moves_by_lemma_6_with_the_sign_of_its_proof():
     assert near(predicted(1), moved, 1e-5) and near(predicted(-1), -moved, 1e-5) and not near(moved, 0, 0.01)
 
 
-def test_direction_that_x_makes_negative_vanishes_as_exp_of_x():
-    """Theorem 1: for fixed X the flow is W(0) exp(Xt)."""
-    weight = TWO[0]
-    x = toy.growth_matrix(weight, *views(200, 4.0)) / 200
-    values, vectors = torch.linalg.eigh(x)
-    w = weight @ torch.linalg.matrix_power(EYE + 5 / 20_000 * x, 20_000)  # descent
-    shrunk = (w @ vectors[:, 0]).norm() / (weight @ vectors[:, 0]).norm()
-    assert values[0] < 0 and near(shrunk, math.exp(5 * values[0]), 1e-3)
-
-
 @pytest.mark.parametrize("k", [1.9, 2.1, 40])
 def test_small_weights_shrink_beyond_k_2_with_noise_on_one_view_and_never_with_noise_on_both(k):
     """With uniform α X ∝ 2 Cov(x) - kI in the augmented dimensions, but 2 Cov(x) ≻ 0 with noise on both, as
@@ -172,13 +162,12 @@ def test_small_weights_shrink_beyond_k_2_with_noise_on_one_view_and_never_with_n
     x, *noises = (20 * torch.linalg.qr(columns - columns.mean(0)).Q).split(D, 1)
     noisy = k * torch.diag(torch.arange(D) >= D - toy.NOISY).double()
     x1, x2 = (x + noise @ noisy.sqrt() for noise in noises)
-
-    def growth(loss, one, other):
-        return -gradient(loss, 1e-4 * EYE[None], one, other)[0] / 1e-4 / 400
-
-    assert near(growth(toy.info_nce_euclidean, x, x2), 2 * EYE - noisy * 399 / 400, 1e-3)
-    assert near(growth(toy.info_nce_euclidean, x1, x2), 2 * EYE + 2 * noisy / 400, 1e-3)
-    assert near(growth(toy.info_nce_public, x1, x2), 20 * EYE, 1e-3)
+    for loss, first, expected in (
+        (toy.info_nce_euclidean, x, 2 * EYE - noisy * 399 / 400),
+        (toy.info_nce_euclidean, x1, 2 * EYE + 2 * noisy / 400),
+        (toy.info_nce_public, x1, 20 * EYE),
+    ):
+        assert near(-gradient(loss, 1e-4 * EYE[None], first, x2)[0] / 1e-4 / 400, expected, 1e-3)
 
 
 def test_proposition_of_werank_needs_more_than_its_diagonal_and_its_bound_fails():
