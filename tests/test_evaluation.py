@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 
 def normal(*shape, seed=0):
@@ -163,6 +164,7 @@ KNOWN = {  # features, their rank, dead coordinates
     "a weight of low rank": (normal(500, 20, seed=2) @ LOW_RANK, 5, ()),
     "more dead than alive": (normal(500, 16) * torch.tensor([1, 2, 3, 1] + [1e-3] * 12), 4, range(4, 16)),
     "no variance at all": (torch.zeros(10, 3), 0, range(3)),
+    "a constant with float32's rounding errors": (1 + 6e-8 * normal(300, 64), 0, ()),
 }
 
 
@@ -224,6 +226,44 @@ def test_features_are_the_layers_outputs(model):
         stage = encoder.layer3(encoder.layer2(encoder.layer1(stage)))
         expected |= {"layer3": stage.mean((2, 3)), "penultimate": encoder.layer4[0](stage).mean((2, 3))}
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_projector_hidden_is_what_the_last_of_several_linear_layers_sees(model):
+    encoder, _, data = model
+    layers = [nn.Linear(encoder.dim, 5), nn.ReLU(), nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)]
+    found = common.features(encoder, nn.Sequential(*layers), data.x_test)
+    torch.testing.assert_close(found["projector_hidden"], nn.Sequential(*layers[:-1])(found["h"]).detach())
+
+
+class OwnEncoder(nn.Sequential):
+    dim = 6
+
+
+def of_ones_own(kind):
+    """(an encoder that is none of make_encoder's, its last weight layer)"""
+    if kind == "convolutions":
+        last = nn.Conv2d(8, 6, 3)
+        return OwnEncoder(nn.Conv2d(3, 8, 3), nn.ReLU(), last, nn.AdaptiveAvgPool2d(1), nn.Flatten()), last
+    encoder = common.resnet(width=4)
+    if kind == "a ResNet with fc":
+        encoder.fc = nn.Linear(32, 6)
+        encoder.dim = 6
+        return encoder, encoder.fc
+    for name in ("bn1", "bn2"):
+        setattr(encoder.layer4[-1], name, nn.GroupNorm(4, 32))
+    return encoder, encoder.layer4[-1].conv2
+
+
+@pytest.mark.parametrize("kind", ["convolutions", "a ResNet with fc", "a ResNet that ends in GroupNorm"])
+def test_an_encoder_of_ones_own_is_measured_and_its_last_layer_penalised(model, kind):
+    data = model[2]
+    encoder, last = of_ones_own(kind)
+    head = common.projector("mlp", encoder.dim)
+    assert common.encoder_end(encoder) == (last, None)
+    found = common.start_statistics(encoder, head, data) | common.evaluate(encoder, head, data)
+    norms = last.weight.detach().flatten(1).square().sum(1)
+    np.testing.assert_allclose(found["row_norms"]["bare"], norms, rtol=1e-4)
+    assert len(norms) == len(found["row_norms"]["variance"]) == len(found["spectra"]["h"]) == encoder.dim
 
 
 def test_layers_that_are_not_there_are_null(model):
