@@ -127,10 +127,9 @@ def forks():
     before: code that runs first, in which `common` can be changed. processes: so many of one run, whose codes
     are a list and whose out and err are joined.
     """
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    environment = os.environ | {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"}  # which common overrules
-    command = [sys.executable, "-c", FORKS]
-    server = subprocess.Popen(command, cwd=ROOT, text=True, env=environment, **pipes)
+    options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "cwd": ROOT, "text": True}
+    options["env"] = os.environ | {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"}  # which common overrules
+    server = subprocess.Popen([sys.executable, "-c", FORKS], **options)
 
     def call(folder, name, *arguments, before="", processes=1):
         environments = torchruns(processes) if processes > 1 else [{}]
@@ -138,11 +137,10 @@ def forks():
         server.stdin.write(json.dumps(job) + "\n")
         server.stdin.flush()
         codes = json.loads(server.stdout.readline())
-        names = [environment.get("RANK", "") for environment in environments]
-        out, err = (
-            "".join((folder / f"{kind}{name}").read_text() for name in names) for kind in ("out", "err")
-        )
-        return SimpleNamespace(returncode=codes if processes > 1 else codes[0], out=out, err=err)
+        ranks = [environment.get("RANK", "") for environment in environments]
+        said = lambda stream: "".join((folder / f"{stream}{rank}").read_text() for rank in ranks)
+        code = codes if processes > 1 else codes[0]
+        return SimpleNamespace(returncode=code, out=said("out"), err=said("err"))
 
     yield call
     server.stdin.close()

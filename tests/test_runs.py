@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from functools import partial
@@ -144,8 +145,9 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
     assert not list((tmp_path / "run").glob("*.tmp"))
 
 
-SLOW = dict.fromkeys(("simclr.py", "directclr.py", "barlow.py", "byol.py"), "torch")
+SLOW = dict.fromkeys(("simclr.py", "directclr.py", "barlow.py", "byol.py", "finetune.py"), "torch")
 SLOW |= dict.fromkeys(("report.py", "plot_spectra.py", "toy_linear.py"), "matplotlib")
+SLOW["plan.py"] = "statistics"
 
 
 @pytest.mark.parametrize("name", SLOW)
@@ -155,7 +157,7 @@ def test_ctrl_c_during_imports_gives_no_traceback(name, tmp_path, monkeypatch):
     (tmp_path / SLOW[name] / "__init__.py").write_text(slow)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     done = run_process(tmp_path, ROOT / name)
-    assert done.returncode in (-2, 130) and not done.stderr
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
 def contents(folder):
