@@ -133,22 +133,6 @@ def test_make_hands_all_tables_to_plans_of_one_deadline_and_then_reports(folder,
     assert "--budget" not in make(folder, "-n", *targets).stdout
 
 
-@pytest.mark.parametrize(
-    "bad",
-    [
-        *("--budget=9x", "--budget=-3m", "--budget=m", "--budget=1.5h", "--budget=9999999999h", "--jobs=0"),
-        *("--seeds=", "--seeds=abc", "--seeds=-1", "--seeds=0,1", "--seeds=1 02", "--scale=huge", "table9"),
-        *("--datasets=", "--datasets=CIFAR10", "--datasets=data/cifar10", "--gpus=0", "--scale=%"),
-        *("--since=nan", "--since=inf", "--since=1e300", "--since=-1"),
-    ],
-)
-def test_a_bad_argument_is_one_line_and_exit_code_2(folder, script, bad):
-    done = script("plan.py", *TABLE_2, bad)
-    assert done.returncode == 2 and len(done.err.splitlines()) == 1
-    assert all(word in done.err for word in bad.split("="))
-    assert not (folder / "runs").exists()
-
-
 def test_a_full_disk_is_one_line_and_exit_code_2(folder, capsys, monkeypatch):
     def full(*_):
         raise OSError("no space left")

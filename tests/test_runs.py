@@ -1,6 +1,7 @@
 """Whole runs: what a folder holds, interruptions of every kind, refusals, copies, figures."""
 
 import json
+import shlex
 import shutil
 import signal
 import subprocess
@@ -218,7 +219,8 @@ def test_damaged_runs_are_named(copied, again, file, content):
     assert done.returncode == 2 and len(done.err.splitlines()) == 1 and file in done.err
 
 
-# Command lines with a semicolon between them. An error names the last flag, or what stands behind "=>".
+# Command lines with a semicolon between them. An error names the last flag and what it is set to with "=", or
+# what stands behind "=>".
 REFUSED = {
     "simclr.py": """
         --epochs 0; --epochs x; --batch-size 1; --batch-size 97; --lr 0; --lr nan; --lr inf; --reg l2;
@@ -252,6 +254,12 @@ REFUSED = {
         mlp.pt --overwrite --resume; mlp.pt --image-size 16; mlp.pt --labels 1 --out photos; --table big;
         mlp.pt --dataset one.npz --batch-size 4 --labels 0.2; no.pt => no.pt; text.pt => text.pt;
         => a checkpoint""",
+    "plan.py": """
+        --budget=9x; --budget=-3m; --budget=m; --budget=1.5h; --budget=9999999999h; --jobs=0; --gpus=0;
+        --seeds=; --seeds=abc; --seeds=-1; --seeds=0,1; '--seeds=1 02'; --scale=huge; --scale=%;
+        --datasets=; --datasets=CIFAR10; --datasets=data/cifar10; --since=nan; --since=inf; --since=1e300;
+        --since=-1; table9 => table9""",
+    "report.py": "=> --results; -o .; -o ''; -o run",
     "plot_spectra.py": """
         => runs; run => run; absent => absent; list.json => list.json; other.pt => --dataset;
         RUN -o figure.xyz; RUN --layer q; RUN --norms --covariance;
@@ -282,12 +290,15 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_written(name, line, tiny,
     torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pt")
     before = set(tmp_path.rglob("*"))
     flags, _, named = line.partition("=>")
-    words = flags.replace("RUN", str(whole)).replace("TINY", str(tiny)).split()
+    words = shlex.split(flags.replace("RUN", str(whole)).replace("TINY", str(tiny)))
     named = named.strip() or next(word for word in reversed(words) if word.startswith("--") or word == "-o")
     words += ["extra"] * (named == "extra")
-    given = {"plot_spectra.py": (), "finetune.py": ("--dataset", tiny, "--batch-size", 20, "--device", "cpu")}
+    given = {"finetune.py": ("--dataset", tiny, "--batch-size", 20, "--device", "cpu")}
+    given |= {"plan.py": ("run", "table2", "--scale=mini"), "report.py": (), "plot_spectra.py": ()}
     done = script(name, *given.get(name, ("--dataset", tiny, *TINY_RUN)), *words)
-    assert done.returncode == 2 and len(done.err.splitlines()) == 1 and named in done.err
+    assert done.returncode == 2 and len(done.err.splitlines()) == 1
+    for part in named.split("="):
+        assert part in done.err
     assert set(tmp_path.rglob("*")) == before
 
 
