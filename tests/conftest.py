@@ -216,8 +216,7 @@ def laid_out(monkeypatch):
 def sabotage(function, call, action):
     """Code for `forks`: a function of common does something at its n-th call."""
     return f"""
-original, calls = common.{function}, [0]
-def sabotaged(*args, **kwargs):
+def sabotaged(*args, original=common.{function}, calls=[0], **kwargs):
     calls[0] += 1
     if calls[0] == {call}:
         {action}

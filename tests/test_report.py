@@ -300,8 +300,7 @@ def test_every_scale_is_judged_and_mini_decides_nothing(write, page):
     for scale, gain in (("short", 5), ("compressed", -5), ("mlp", 5), ("mini", 5)):
         for base in BASES:
             write(scale, {base: [30.0, 31.0, 32.0][: 2 if scale == "short" else 3]})
-            write(scale, {f"{base}-lastlayer": [30.0 + gain, 31.1 + gain][: len(scale)]})
-            write(scale, {f"{base}-lastlayer": [31.9 + gain]}, seeds=[2])
+            write(scale, {f"{base}-lastlayer": [30.0 + gain, 31.1 + gain, 31.9 + gain]})
     text, lines, _ = page()
     said = "**undecided** (short), **fails** (compressed), **holds** (mlp), **undecided** (mini)"
     assert lines["C13"][0][2] == said and "n = 2; [compressed]" in lines["C13"][0][3]
