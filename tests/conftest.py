@@ -239,3 +239,9 @@ def read(folder, name="result.json"):
     """The JSON of a run's file; of metrics.jsonl a list."""
     text = (folder / name).read_text()
     return [json.loads(line) for line in text.splitlines()] if name == "metrics.jsonl" else json.loads(text)
+
+
+def put(path, content):
+    """Writes a text, or JSON, into a file of a folder that need not be there yet."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))

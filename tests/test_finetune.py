@@ -1,6 +1,5 @@
 """Fine-tuning: which labels, what trains at which rate, a step by hand, interruptions, the table."""
 
-import json
 import re
 from functools import partial
 from types import SimpleNamespace
@@ -9,7 +8,7 @@ import common
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, read, sabotage
+from conftest import ROOT, put, read, sabotage
 
 import finetune
 import rows
@@ -148,9 +147,8 @@ def test_the_table_leaves_out_what_is_no_result(tmp_path, script):
     arguments = rows.arguments("ft1-simclr", "mini", "cifar10") | {"pretraining": pretraining}
     config = {"script": "finetune.py", "arguments": arguments}
     folder = tmp_path / "results-finetune/mini/cifar10/ft1-simclr"
-    folder.mkdir(parents=True)
     contents = [{"top1": 30.0, "top5": 70.0}, {"top1": 32.0, "top5": None}, {"top1": "x"}, {}]
     for seed, content in enumerate(contents):
-        (folder / f"seed{seed}.json").write_text(json.dumps({"config": config} | content))
+        put(folder / f"seed{seed}.json", {"config": config} | content)
     done = script("finetune.py", "--table", "mini")
     assert re.search(r"ft1-simclr +SimCLR +31.0 ± 1.4 \(2\) +70.0 \(1\)  48.3 75.5\n", done.out), done.out

@@ -11,7 +11,7 @@ import common
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, put
 
 import claims
 import plot_spectra as plot
@@ -56,15 +56,13 @@ def hand_made(seed, row="simclr", scale="short", dataset="cifar10", knn=50.0, **
 
 @pytest.fixture
 def write(tmp_path):
-    """write("short", {"simclr": [80, 81]}): results of seeds 0, 1 with these kNN; returns the last file."""
+    """write("short", {"simclr": [80, 81]}): results of seeds 0, 1 with these kNN."""
 
     def call(scale, accuracies, dataset="cifar10", seeds=range(9), **more):
         for row, knn in accuracies.items():
             for seed, value in zip(seeds, knn):
                 path = tmp_path / "results" / scale / dataset / row / f"seed{seed}.json"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(json.dumps(hand_made(seed, row, scale, dataset, value, **more)))
-        return path
+                put(path, hand_made(seed, row, scale, dataset, value, **more))
 
     return call
 
@@ -386,9 +384,8 @@ HERE = "short/cifar10/simclr/seed0.json"
 )
 def test_what_is_no_result_is_named_and_leaves_no_trace(write, page, tmp_path, place, content, why):
     write("short", {"simclr": [80.0, 81.0, 82.0]}, seeds=[1, 2, 3])
-    path = tmp_path / "results" / place
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content if isinstance(content, str) else json.dumps(hand_made(0, **content)))
+    content = content if isinstance(content, str) else hand_made(0, **content)
+    put(tmp_path / "results" / place, content)
     text, lines, err = page(code=1)
     assert place in err and why in err and len(err.splitlines()) == 1
     assert why in text and lines["`noproj`"][0][1] == "–" and "Rows of no paper" not in text
@@ -396,8 +393,7 @@ def test_what_is_no_result_is_named_and_leaves_no_trace(write, page, tmp_path, p
 
 
 def test_figures_without_a_file_that_is_left_out_have_exit_code_1_too(script, tmp_path):
-    (tmp_path / "results").mkdir()
-    (tmp_path / "results/toy.json").write_text("{}")
+    put(tmp_path / "results/toy.json", {})
     done = script("report.py", "--figures")
     assert done.returncode == 1 and "toy.json" in done.err
 
@@ -459,14 +455,12 @@ def test_the_answer_judges_the_rank_at_each_threshold(write, page):
 
 
 def test_linear_models_are_judged_by_their_own_file(page, tmp_path):
-    (tmp_path / "results").mkdir()
     parts = [{"ok": True, "text": "a"}, {"ok": None, "text": "b"}]
     claim = {"claim": "c", "source": "s", "figure": "toy-x", "holds": True, "threshold": "t", "parts": parts}
     failed = claim | {"holds": False, "parts": [*parts, {"ok": False, "text": "d"}]}
     for seeds, said in ((3, ["holds", "fails"]), (2, ["undecided", "undecided"])):
         settings = {"seeds": seeds, "steps": 4000, "quick": False}
-        toy = {"settings": settings, "claims": {"C1": claim, "C2": failed}}
-        (tmp_path / "results/toy.json").write_text(json.dumps(toy))
+        put(tmp_path / "results/toy.json", {"settings": settings, "claims": {"C1": claim, "C2": failed}})
         text, lines, _ = page()
         assert [lines[name][0][2].split()[0] for name in ("C1", "C2")] == [f"**{word}**" for word in said]
     assert lines["C2"][0][3].endswith(": 1 **against it**, 1 as claimed, 1 besides; 4,000 steps, n = 2")

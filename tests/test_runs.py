@@ -1,6 +1,5 @@
 """Whole runs: what a folder holds, interruptions of every kind, refusals, copies, figures."""
 
-import json
 import shlex
 import shutil
 import signal
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import ROOT, TINY_RUN, comparable, read, run_process, sabotage
+from conftest import ROOT, TINY_RUN, comparable, put, read, run_process, sabotage
 from PIL import Image
 
 import simclr
@@ -256,7 +255,7 @@ REFUSED = {
     "report.py": "=> --results; -o .; -o ''; -o run",
     "plot_spectra.py": """
         => runs; run => run; absent => absent; list.json => list.json; other.pt => --dataset;
-        RUN -o figure.xyz; RUN --layer q; RUN --norms --covariance;
+        RUN -o figure.xyz; RUN --layer q; RUN --norms --covariance; RUN --norms --layer h;
         RUN/encoder.pt --dataset nowhere => nowhere; half => none of these runs is finished;
         wrong.json => can't be drawn; mlp.pt --dataset TINY --image-size 9;
         RUN/encoder.pt --dataset TINY --layer z => layer z; other.pt --dataset TINY => other.pt;
@@ -270,14 +269,14 @@ LINES = [(name, line.strip()) for name, lines in REFUSED.items() for line in lin
 def test_bad_input_is_one_line_exit_code_2_and_nothing_written(name, line, tiny, whole, tmp_path, script):
     for file in ("file", "list.json", "text.pt"):
         (tmp_path / file).write_text("[]")
-    for folder in ("run", "half", "photos/train/a", "photos/val/a"):
+    for folder in ("run", "photos/train/a", "photos/val/a"):
         (tmp_path / folder).mkdir(parents=True)
     for photo in ("train/a/1.png", "train/a/2.png", "val/a/1.png", "val/a/2.png"):
         Image.new("RGB", (16, 16)).save(tmp_path / "photos" / photo)
     images, labels = np.zeros((5, 12, 12, 3), np.uint8), np.zeros(5, int)
     np.savez(tmp_path / "one.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
-    (tmp_path / "half" / "config.json").write_text("{}")
-    (tmp_path / "wrong.json").write_text(json.dumps(read(whole) | {"spectra": {"h": "x", "z": "x"}}))
+    put(tmp_path / "half" / "config.json", {})
+    put(tmp_path / "wrong.json", read(whole) | {"spectra": {"h": "x", "z": "x"}})
     torch.save(common.MLP(12, 8).state_dict(), tmp_path / "mlp.pt")
     torch.save({"weights": torch.ones(3)}, tmp_path / "other.pt")
     torch.save(dict.fromkeys(("conv1.weight", "layer1.0.conv1.weight"), torch.ones(2)), tmp_path / "cut.pt")
