@@ -265,8 +265,9 @@ REFUSED = {
 LINES = [(name, line.strip()) for name, lines in REFUSED.items() for line in lines.split(";")]
 
 
-@pytest.mark.parametrize("name, line", LINES, ids=map(" ".join, LINES))
-def test_bad_input_is_one_line_exit_code_2_and_nothing_written(name, line, tiny, whole, tmp_path, script):
+@pytest.fixture
+def files(tmp_path, whole):
+    """The paths of files and folders, most of them bad, that the command lines above name."""
     for file in ("file", "list.json", "text.pt"):
         (tmp_path / file).write_text("[]")
     for folder in ("run", "photos/train/a", "photos/val/a"):
@@ -281,7 +282,11 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_written(name, line, tiny,
     torch.save({"weights": torch.ones(3)}, tmp_path / "other.pt")
     torch.save(dict.fromkeys(("conv1.weight", "layer1.0.conv1.weight"), torch.ones(2)), tmp_path / "cut.pt")
     torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pt")
-    before = set(tmp_path.rglob("*"))
+    return set(tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize("name, line", LINES, ids=map(" ".join, LINES))
+def test_bad_input_is_one_line_code_2_and_nothing_written(name, line, tiny, whole, files, tmp_path, script):
     flags, _, named = line.partition("=>")
     words = shlex.split(flags.replace("RUN", str(whole)).replace("TINY", str(tiny)))
     named = named.strip() or next(word for word in reversed(words) if word.startswith("--") or word == "-o")
@@ -292,7 +297,7 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_written(name, line, tiny,
     assert done.returncode == 2 and len(done.err.splitlines()) == 1
     for part in named.split("="):
         assert part in done.err
-    assert set(tmp_path.rglob("*")) == before
+    assert set(tmp_path.rglob("*")) == files
 
 
 ONES = torch.ones(4, 4)
