@@ -127,10 +127,9 @@ def forks():
     before: code that runs first, in which `common` can be changed. processes: so many of one run, whose codes
     are a list and whose out and err are joined.
     """
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    environment = os.environ | {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"}  # which common overrules
-    command = [sys.executable, "-c", FORKS]
-    server = subprocess.Popen(command, cwd=ROOT, text=True, env=environment, **pipes)
+    options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "cwd": ROOT, "text": True}
+    options["env"] = os.environ | {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"}  # which common overrules
+    server = subprocess.Popen([sys.executable, "-c", FORKS], **options)
 
     def call(folder, name, *arguments, before="", processes=1):
         environments = torchruns(processes) if processes > 1 else [{}]
@@ -138,11 +137,10 @@ def forks():
         server.stdin.write(json.dumps(job) + "\n")
         server.stdin.flush()
         codes = json.loads(server.stdout.readline())
-        names = [environment.get("RANK", "") for environment in environments]
-        out, err = (
-            "".join((folder / f"{kind}{name}").read_text() for name in names) for kind in ("out", "err")
-        )
-        return SimpleNamespace(returncode=codes if processes > 1 else codes[0], out=out, err=err)
+        ranks = [environment.get("RANK", "") for environment in environments]
+        said = lambda stream: "".join((folder / f"{stream}{rank}").read_text() for rank in ranks)
+        code = codes if processes > 1 else codes[0]
+        return SimpleNamespace(returncode=code, out=said("out"), err=said("err"))
 
     yield call
     server.stdin.close()
@@ -218,8 +216,7 @@ def laid_out(monkeypatch):
 def sabotage(function, call, action):
     """Code for `forks`: a function of common does something at its n-th call."""
     return f"""
-original, calls = common.{function}, [0]
-def sabotaged(*args, **kwargs):
+def sabotaged(*args, original=common.{function}, calls=[0], **kwargs):
     calls[0] += 1
     if calls[0] == {call}:
         {action}
@@ -242,3 +239,9 @@ def read(folder, name="result.json"):
     """The JSON of a run's file; of metrics.jsonl a list."""
     text = (folder / name).read_text()
     return [json.loads(line) for line in text.splitlines()] if name == "metrics.jsonl" else json.loads(text)
+
+
+def put(path, content):
+    """Writes a text, or JSON, into a file of a folder that need not be there yet."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))

@@ -10,7 +10,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, run_process
+from conftest import ROOT, put, read
 
 import plan
 import rows
@@ -55,12 +55,7 @@ def run_of(row, scale="mini", seed=0):
 
 
 def config_of(row):
-    return json.loads((ROOT / f"results/mini/cifar10/{row}/seed0.json").read_text())["config"]
-
-
-def write(path, content):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return read(ROOT / f"results/mini/cifar10/{row}", "seed0.json")["config"]
 
 
 def make(folder, *arguments):
@@ -91,24 +86,24 @@ def test_a_row_that_starts_from_an_encoder_comes_behind_it_and_is_of_no_other(fo
     config = {"script": "finetune.py", "arguments": arguments}
     assert plan.fault(run, config) == "" and "labels" in plan.fault(run._replace(row="ft10-byol"), config)
     assert "encoder" in plan.fault(run._replace(row="ft1-barlow"), config)
-    write(run.base.result, {"config": pretraining})
+    put(run.base.result, {"config": pretraining})
     assert plan.state(run.base._replace(encoder=False)) == "" and plan.state(run.base) is None
-    write(run.base.weights, "")
+    put(run.base.weights, "")
     assert plan.state(run.base) == ""
-    write(run.folder / "config.json", config)
+    put(run.folder / "config.json", config)
     for found, why in ((pretraining, ""), (pretraining | {"git": "other"}, "its encoder is another")):
-        write(run.base.folder / "config.json", found)
+        put(run.base.folder / "config.json", found)
         assert plan.outdated(run) == why
 
 
 def test_an_encoder_that_is_gone_is_made_again_from_the_checkpoint(folder):
     run = run_of("simclr")._replace(encoder=True)
-    write(run.folder / "checkpoint.pt", "")
-    write(run.folder / "result.json", "{}")
+    put(run.folder / "checkpoint.pt", "")
+    put(run.folder / "result.json", "{}")
     assert plan.Trainer("data").train(run) == 0
     assert run.folder.with_suffix(".log").read_text() == "é ready None --resume\n"
     assert (run.folder / "checkpoint.pt").exists() and plan.state(run._replace(encoder=False)) == ""
-    write(folder / "codes", {"simclr": 2})  # of a checkpoint that can't be continued
+    put(folder / "codes", {"simclr": 2})  # of a checkpoint that can't be continued
     assert plan.Trainer("data").train(run) == 2
     assert run.folder.with_suffix(".log").read_text().endswith(" --resume\né ready None --overwrite\n")
 
@@ -132,22 +127,6 @@ def test_make_hands_all_tables_to_plans_of_one_deadline_and_then_reports(folder,
     assert "--budget" not in make(folder, "-n", *targets).stdout
 
 
-@pytest.mark.parametrize(
-    "bad",
-    [
-        *("--budget=9x", "--budget=-3m", "--budget=m", "--budget=1.5h", "--budget=9999999999h", "--jobs=0"),
-        *("--seeds=", "--seeds=abc", "--seeds=-1", "--seeds=0,1", "--seeds=1 02", "--scale=huge", "table9"),
-        *("--datasets=", "--datasets=CIFAR10", "--datasets=data/cifar10", "--gpus=0", "--scale=%"),
-        *("--since=nan", "--since=inf", "--since=1e300", "--since=-1"),
-    ],
-)
-def test_a_bad_argument_is_one_line_and_exit_code_2(folder, script, bad):
-    done = script("plan.py", *TABLE_2, bad)
-    assert done.returncode == 2 and len(done.err.splitlines()) == 1
-    assert all(word in done.err for word in bad.split("="))
-    assert not (folder / "runs").exists()
-
-
 def test_a_full_disk_is_one_line_and_exit_code_2(folder, capsys, monkeypatch):
     def full(*_):
         raise OSError("no space left")
@@ -159,14 +138,11 @@ def test_a_full_disk_is_one_line_and_exit_code_2(folder, capsys, monkeypatch):
     assert capsys.readouterr().err == "plan.py: error: no space left\n"
 
 
-def test_a_bad_variable_is_that_line_and_ctrl_c_during_imports_no_traceback(folder):
+def test_a_bad_variable_of_make_is_that_line(folder):
     shutil.copy(ROOT / "plan.py", folder)
     shutil.copy(ROOT / "rows.py", folder)
     done = make(folder, "table2", "SEEDS=0,1")
     assert done.returncode == 2 and "--seeds: '0,1' must be whole numbers" in done.stderr and not done.stdout
-    write(folder / "rows.py", "import os, signal; os.kill(os.getpid(), signal.SIGINT)")
-    done = run_process(folder, "plan.py", *TABLE_2)
-    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
 def test_results_of_their_row_are_skipped_others_trained_again_and_failures_named(folder, script):
@@ -174,11 +150,11 @@ def test_results_of_their_row_are_skipped_others_trained_again_and_failures_name
     for run, epochs in ((good, 5), (older, 200), (damaged, 5)):
         config = config_of(run.row)
         config["arguments"]["epochs"] = epochs
-        write(run.folder / "config.json", config)
-        write(run.result, "{" if run == damaged else {"config": config})
-    write(run_of("noproj").folder / "config.json", config)
+        put(run.folder / "config.json", config)
+        put(run.result, "{" if run == damaged else {"config": config})
+    put(run_of("noproj").folder / "config.json", config)
     codes = {"noproj": 0, "noproj-werank": 3, "directclr": 2}  # 0 without a result; 2 ends the plan
-    write(folder / "codes", codes)
+    put(folder / "codes", codes)
     done = script("plan.py", *TABLE_2)
     assert f"{older.result} is of an older recipe (epochs 200, not 5): trained again\n" in done.out
     assert f"{damaged.result} is damaged: trained again\n" in done.out
@@ -246,11 +222,11 @@ def timed_run(run, epochs, finished, seconds=60.0, device="d"):
     config = config_of(run.row) | {"device": device}
     config["arguments"]["width"] = {"mini": 8, "short": 64}[run.scale]
     lines = [json.dumps({"epoch": i + 1, "seconds": 20 + seconds * (i + 1)}) for i in range(epochs)]
-    write(run.folder / "config.json", config)
-    write(run.folder / "metrics.jsonl", "\n".join([*lines, '{"epo']))
+    put(run.folder / "config.json", config)
+    put(run.folder / "metrics.jsonl", "\n".join([*lines, '{"epo']))
     os.utime(run.folder / "config.json", (1000, 1000))
     if finished:  # after a long break
-        write(run.folder / "result.json", "{}")
+        put(run.folder / "result.json", "{}")
         os.utime(run.folder / "metrics.jsonl", (1_000_000, 1_000_000))
         os.utime(run.folder / "result.json", (1_000_030, 1_000_030))
     return run
@@ -263,11 +239,11 @@ def test_the_plan_tells_what_is_left_by_the_pace_of_such_runs_on_the_latest_devi
     timed_run(run_of("simclr-lastlayer", "short"), 5, finished=True, seconds=1.0)  # of another width
     half = timed_run(run_of("simclr"), 2, finished=False)
     for seed, content in ((2, "{"), (3, "[]"), (4, '{"script": 1}')):  # damaged ones tell nothing
-        write(timed_run(run_of("cs", seed=seed), 3, finished=False).folder / "config.json", content)
+        put(timed_run(run_of("cs", seed=seed), 3, finished=False).folder / "config.json", content)
     # besides the epochs: 20 s more for the first, 15 s for the start, 30 s for the evaluation
     assert plan.seconds_left(waiting, plan.paces()) == 365 and plan.seconds_left(half, plan.paces()) == 245
     assert plan.seconds_left(run_of("directclr"), plan.paces()) is None  # of another script
-    write(run_of("simclr-linear").result, {"config": config_of("simclr-linear")})
+    put(run_of("simclr-linear").result, {"config": config_of("simclr-linear")})
     plan.show([run_of("simclr-linear"), half, waiting])
     *table, last = capsys.readouterr().out.splitlines()
     assert [line.split()[1:-1] for line in table] == [["done", "0.0"], ["epoch", "2", "4.1"], ["-", "6.1"]]

@@ -11,7 +11,7 @@ import common
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, put
 
 import claims
 import plot_spectra as plot
@@ -33,15 +33,16 @@ def layers(value):
 
 
 def hand_made(seed, row="simclr", scale="short", dataset="cifar10", knn=50.0, **more):
-    """What result.json holds, as far as it is read. more: other values; of config and arguments with these
-    prefixes and two underscores."""
+    """What result.json holds, as far as it is read. more: other values; config and arguments add to it."""
     script, *words = rows.command(row if row in rows.ROW else "simclr", scale, dataset)
     module = importlib.import_module(Path(script).stem)
     parsed = module.parser().parse_args(words)
     parsed.image_size = parsed.image_size or rows.DATASETS[dataset].pixels
     arguments = {**vars(module.resolve(parsed)), "seed": seed, "out": None, "device": "cuda"}
+    arguments |= more.pop("arguments", {})
+    arguments = {key: value for key, value in arguments.items() if value is not ...}  # which leaves it out
+    config = {"arguments": arguments, "name": row, "script": script, **ORIGIN, **more.pop("config", {})}
     history = [{"epoch": 25, "rank_1e-3": 60, "dead": [0, 1]}, {"epoch": 50, "rank_1e-3": 56, "dead": [1]}]
-    config = {"arguments": arguments, "name": row, "script": script, **ORIGIN}
     result = {
         "config": config, "knn200": knn, "knn5": knn - 1, "knn200_z": knn - 2, "linear_top1": knn + 1,
         "subvector_linear_top1": knn - 5, "rankme": layers(5.0), "min_max_ratio": layers(2.0), "seconds": 120,
@@ -50,26 +51,18 @@ def hand_made(seed, row="simclr", scale="short", dataset="cifar10", knn=50.0, **
         "weight_spectra": dict.fromkeys(("layer4.1.conv1", "layer4.1.conv2", "projector.0"), FALLING),
         "start": {"spectra": layers([1.0] * D), "row_norms": NORMS},
     }  # fmt: skip
-    for key, value in more.items():
-        place, _, key = key.rpartition("__")
-        holder = {"": result, "config": config, "arguments": arguments}[place]
-        holder[key] = value
-        if value is ...:
-            del holder[key]
-    return json.loads(json.dumps(result, default=str))
+    return json.loads(json.dumps(result | more, default=str))
 
 
 @pytest.fixture
 def write(tmp_path):
-    """write("short", {"simclr": [80, 81]}): results of seeds 0, 1 with these kNN; returns the last file."""
+    """write("short", {"simclr": [80, 81]}): results of seeds 0, 1 with these kNN."""
 
     def call(scale, accuracies, dataset="cifar10", seeds=range(9), **more):
         for row, knn in accuracies.items():
             for seed, value in zip(seeds, knn):
                 path = tmp_path / "results" / scale / dataset / row / f"seed{seed}.json"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(json.dumps(hand_made(seed, row, scale, dataset, value, **more)))
-        return path
+                put(path, hand_made(seed, row, scale, dataset, value, **more))
 
     return call
 
@@ -305,8 +298,7 @@ def test_every_scale_is_judged_and_mini_decides_nothing(write, page):
     for scale, gain in (("short", 5), ("compressed", -5), ("mlp", 5), ("mini", 5)):
         for base in BASES:
             write(scale, {base: [30.0, 31.0, 32.0][: 2 if scale == "short" else 3]})
-            write(scale, {f"{base}-lastlayer": [30.0 + gain, 31.1 + gain][: len(scale)]})
-            write(scale, {f"{base}-lastlayer": [31.9 + gain]}, seeds=[2])
+            write(scale, {f"{base}-lastlayer": [30.0 + gain, 31.1 + gain, 31.9 + gain]})
     text, lines, _ = page()
     said = "**undecided** (short), **fails** (compressed), **holds** (mlp), **undecided** (mini)"
     assert lines["C13"][0][2] == said and "n = 2; [compressed]" in lines["C13"][0][3]
@@ -317,12 +309,12 @@ def test_every_scale_is_judged_and_mini_decides_nothing(write, page):
 
 @pytest.mark.parametrize(
     "other, pairs",
-    [({"config__device": "H200"}, 1), ({"config__torch": "2.12.0"}, 1), ({"config__torch": "2.11.0+x"}, 2)],
+    [({"device": "H200"}, 1), ({"torch": "2.12.0"}, 1), ({"torch": "2.11.0+x"}, 2)],
 )
 def test_only_runs_of_one_seed_and_one_kind_of_device_are_pairs(write, page, other, pairs):
     write("short", {"simclr": [80.0, 81.0, 85.0]})
     write("short", {"simclr-lastlayer": [81.0, 82.0]}, seeds=[0, 7])
-    write("short", {"simclr-lastlayer": [84.0]}, seeds=[2], **other)
+    write("short", {"simclr-lastlayer": [84.0]}, seeds=[2], config=other)
     assert page()[1]["kNN-200: simclr-lastlayer > simclr"][0][2] == str(pairs)
 
 
@@ -353,74 +345,60 @@ def test_numbers_of_imagenet_are_named_and_not_subtracted(write, page):
     assert lines["linear: directclr > its z"][0][1:4] == ["+6.00 [+6.00, +6.00]", "3", "+14.80 (ImageNet)"]
 
 
+HERE = "short/cifar10/simclr/seed0.json"
+
+
 @pytest.mark.parametrize(
-    "content, why",
+    "place, content, why",
     [
-        ("[" * 200_000, "is not a readable JSON file"),
-        ("[]", "list indices"),
-        ("{}", "lacks 'config'"),
-        ({"arguments__seed": 0.0}, "holds seed 0.0"),
-        ({"arguments__dataset": "cifar100"}, "of cifar100"),
-        ({"arguments__epochs": 3}, "epochs 3, not 50"),
-        ({"config__device": None}, "lacks its origin"),
-        ({"arguments__train_size": ...}, "lacks 'train_size'"),
-        ({"knn200": True}, "has no valid knn200"),
-        ({"knn5": 3000}, "has no valid knn5"),
-        ({"linear_top1": 10**400}, "has no valid linear_top1"),
-        ({"seconds": -1}, "has no valid seconds"),
-        ({"start": {"knn200": "x"}}, "has no valid start"),
-        ({"spectra": layers(FALLING) | {"h": [1.0]}}, "dimensions"),
-        ({"spectra": layers(FALLING) | {"z": None}}, "spectrum"),
-        ({"spectra": layers([-1.0] * D)}, "spectrum"),
-        ({"rankme": layers(None)}, "rankme"),
-        ({"row_norms": {**NORMS, "bare": []}}, "[0, 64] dimensions"),
-        ({"covariance": layers({"block": [[1], [2, 3]], "offdiagonal": 1})}, "square covariance"),
+        (HERE, "[" * 200_000, "is not a readable JSON file"),
+        (HERE, "[]", "list indices"),
+        (HERE, {"arguments": {"seed": 0.0}}, "holds seed 0.0"),
+        (HERE, {"arguments": {"dataset": "cifar100"}}, "of cifar100"),
+        (HERE, {"arguments": {"epochs": 3}}, "epochs 3, not 50"),
+        (HERE, {"config": {"device": None}}, "lacks its origin"),
+        (HERE, {"arguments": {"train_size": ...}}, "lacks 'train_size'"),
+        (HERE, {"knn200": True}, "has no valid knn200"),
+        (HERE, {"knn5": 3000}, "has no valid knn5"),
+        (HERE, {"linear_top1": 10**400}, "has no valid linear_top1"),
+        (HERE, {"seconds": -1}, "has no valid seconds"),
+        (HERE, {"start": {"knn200": "x"}}, "has no valid start"),
+        (HERE, {"spectra": layers(FALLING) | {"h": [1.0]}}, "dimensions"),
+        (HERE, {"spectra": layers(FALLING) | {"z": None}}, "spectrum"),
+        (HERE, {"spectra": layers([-1.0] * D)}, "spectrum"),
+        (HERE, {"rankme": layers(None)}, "rankme"),
+        (HERE, {"row_norms": {**NORMS, "bare": []}}, "[0, 64] dimensions"),
+        (HERE, {"covariance": layers({"block": [[1], [2, 3]], "offdiagonal": 1})}, "square covariance"),
+        ("short/cifar10/my-method/seed0.json", "{}", "lacks 'config'"),
+        ("huge/cifar10/simclr/seed0.json", {}, "is at the scale huge"),
+        ("paper/cifar10/simclr/seed0.json", {}, "epochs 50, not 200"),
+        ("short/cifar10/noproj/seed0.json", {}, "projector mlp, not none"),
+        ("short/cifar10/sh-simclr/seed0.json", {}, "temperature 0.2, not 0.5"),
+        ("short/cifar10/simclr/seed00.json", {}, "holds seed 0"),
+        ("short/cifar10/simclr/seed².json", {}, "holds seed 0"),
+        ("short/simclr.json", {}, "is not at"),
+        ("toy.json", {}, "lacks 'claims'"),
+        ("bench-x.json", {}, "lacks 'rows'"),
+        ("bench-y.json", {"rows": []}, "lacks 'device'"),
     ],
 )
-def test_what_is_no_result_is_named_and_leaves_no_trace(write, page, tmp_path, content, why):
+def test_what_is_no_result_is_named_and_leaves_no_trace(write, page, tmp_path, place, content, why):
     write("short", {"simclr": [80.0, 81.0, 82.0]}, seeds=[1, 2, 3])
-    more = content if isinstance(content, dict) else {}
-    path = write("short", {"my-method" if content == "{}" else "noproj": [70.0]}, **more)
-    if not more:
-        path.write_text(content)
+    content = content if isinstance(content, str) else hand_made(0, **content)
+    put(tmp_path / "results" / place, content)
     text, lines, err = page(code=1)
-    assert str(path.relative_to(tmp_path)) in err and why in err and len(err.splitlines()) == 1
+    assert place in err and why in err and len(err.splitlines()) == 1
     assert why in text and lines["`noproj`"][0][1] == "–" and "Rows of no paper" not in text
     assert lines["`simclr`"][0][1] == "81.0 ± 1.0 (3)"
 
 
-WRONG_PLACES = {
-    "huge/cifar10/simclr/seed0.json": "is at the scale huge",
-    "paper/cifar10/simclr/seed0.json": "epochs 50, not 200",
-    "short/cifar10/noproj/seed0.json": "projector mlp, not none",
-    "short/cifar10/sh-simclr/seed0.json": "temperature 0.2, not 0.5",
-    "short/cifar10/simclr/seed00.json": "holds seed 0",
-    "short/cifar10/simclr/seed².json": "holds seed 0",
-    "short/simclr.json": "is not at",
-    "toy.json": "lacks 'claims'",
-    "bench-x.json": "lacks 'rows'",
-    "bench-y.json": "lacks 'device'",
-}
+def test_figures_without_a_file_that_is_left_out_have_exit_code_1_too(script, tmp_path):
+    put(tmp_path / "results/toy.json", {})
+    done = script("report.py", "--figures")
+    assert done.returncode == 1 and "toy.json" in done.err
 
 
-def test_files_at_wrong_places_are_named(page, script, tmp_path):
-    for place in WRONG_PLACES:
-        path = tmp_path / "results" / place
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(hand_made(0) | ({"rows": []} if place == "bench-y.json" else {})))
-    said = page(code=1)[2].splitlines()
-    for place, why in WRONG_PLACES.items():
-        assert [place in line and why in line for line in said].count(True) == 1, place
-    assert len(said) == len(WRONG_PLACES) and script("report.py", "--figures").returncode == 1
-
-
-def test_no_folder_is_an_error_and_no_results_make_a_page_that_says_so(page, script, tmp_path):
-    done = script("report.py")
-    assert done.returncode == 2 and len(done.err.splitlines()) == 1 and not (tmp_path / "RESULTS.md").exists()
-    (tmp_path / "results").mkdir()
-    for out in (".", "", "results"):
-        done = script("report.py", "-o", out)
-        assert done.returncode == 2 and len(done.err.splitlines()) == 1
+def test_no_results_make_a_page_that_says_so(page):
     text, lines, _ = page()
     assert "Nothing that answers it has been measured yet" in text and "**Open** until a GPU runs" in text
     assert {lines[claim][0][2] for claim in (*claims.CLAIMS, "C19")} == {"**no data**"}
@@ -436,39 +414,32 @@ STATES = [
 ]
 
 
-WEIGHTS = {"layer4.1.conv1": [2.0], "layer4.1.conv2": [3.0], "projector.0": [9.0]}
-
-
 @pytest.mark.parametrize("scale, seeds", [("compressed", n) for n in (3, 2, 1)] + [("mini", 3)])
 @pytest.mark.parametrize("full, bare, by_rank, by_dead", STATES)
 def test_the_page_opens_with_answers(write, page, full, bare, by_rank, by_dead, scale, seeds):
     knn = {"simclr": [84.0, 84.2, 84.1], "noproj": [80.0, 80.2, 80.1], "noproj-lastlayer": [79.0, 81.2, 80.3]}
+    weights = {"layer4.1.conv1": [2.0], "layer4.1.conv2": [3.0], "projector.0": [9.0]}
     for row, accuracies in knn.items():
         rank, dead = full if row == "simclr" else bare
         norms = NORMS | {"variance": [0.0] * dead + [1.0] * (D - dead)}
         spectra = layers(FALLING) | {"h": [1.0] * rank + [1e-6] * (D - rank)}
-        start = {"spectra": layers([1.0] * D), "row_norms": NORMS, "weight_spectra": WEIGHTS}
+        start = {"spectra": layers([1.0] * D), "row_norms": NORMS, "weight_spectra": weights}
         write(scale, {row: accuracies[:seeds]}, spectra=spectra, row_norms=norms, start=start)
     opening, lines, _ = page()
     opening = opening.split("Made by")[0]
     decided = scale != "mini" and seeds == 3
     by_rank, by_dead = (said if decided else "undecided" for said in (by_rank, by_dead))
-    for name, place, start, said in (
-        ("rank of h at 1e-3 σ₁", 0, D, by_rank),
-        ("dead coordinates of h", 1, 0, by_dead),
-    ):
-        cells = [cell.split(", ")[0].split(" ")[0] for cell in lines[name][0]]
-        assert cells[:3] == [f"{start}.0", f"{bare[place]}.0", f"{full[place]}.0"]
-        assert lines[name][0][2].endswith(f"({seeds}), {said}") and re.search(
-            rf"projector: .*{said} \(", opening
-        )
-    gain, loss = ("a gain" if decided else "undecided"), "undecided"
-    assert f", {gain}, +4.00" in lines["kNN-200"][0][2] and f", {loss}, " in lines["kNN-200"][0][3]
+    asked = {"rank of h at 1e-3 σ₁": (D, by_rank), "dead coordinates of h": (0, by_dead)}
+    for i, (name, (start, said)) in enumerate(asked.items()):
+        cells = lines[name][0]
+        assert [float(cell.split()[0]) for cell in cells[:3]] == [start, bare[i], full[i]]
+        assert cells[2].endswith(f"({seeds}), {said}")
+        assert re.search(rf"projector: .*{said} \(", opening)
+    gain = "a gain" if decided else "undecided"
+    assert f", {gain}, +4.00" in lines["kNN-200"][0][2] and ", undecided, " in lines["kNN-200"][0][3]
     assert [lines[f"rank of h at 1e-{k} σ₁"][0][1].split(" ")[0] for k in (2, 5)] == [f"{bare[0]}.0"] * 2
-    assert (
-        lines["σ₁ of the encoder's last weight"][0] == ["3", "1", "1", "1"]
-        and "a GPU runs `paper`" in opening
-    )
+    assert lines["σ₁ of the encoder's last weight"][0] == ["3", "1", "1", "1"]
+    assert "a GPU runs `paper`" in opening
     assert ("`mini` is over before" in opening) == (scale == "mini")
 
 
@@ -484,14 +455,12 @@ def test_the_answer_judges_the_rank_at_each_threshold(write, page):
 
 
 def test_linear_models_are_judged_by_their_own_file(page, tmp_path):
-    (tmp_path / "results").mkdir()
     parts = [{"ok": True, "text": "a"}, {"ok": None, "text": "b"}]
     claim = {"claim": "c", "source": "s", "figure": "toy-x", "holds": True, "threshold": "t", "parts": parts}
     failed = claim | {"holds": False, "parts": [*parts, {"ok": False, "text": "d"}]}
     for seeds, said in ((3, ["holds", "fails"]), (2, ["undecided", "undecided"])):
         settings = {"seeds": seeds, "steps": 4000, "quick": False}
-        toy = {"settings": settings, "claims": {"C1": claim, "C2": failed}}
-        (tmp_path / "results/toy.json").write_text(json.dumps(toy))
+        put(tmp_path / "results/toy.json", {"settings": settings, "claims": {"C1": claim, "C2": failed}})
         text, lines, _ = page()
         assert [lines[name][0][2].split()[0] for name in ("C1", "C2")] == [f"**{word}**" for word in said]
     assert lines["C2"][0][3].endswith(": 1 **against it**, 1 as claimed, 1 besides; 4,000 steps, n = 2")
@@ -546,16 +515,12 @@ def test_results_that_lack_what_newer_ones_hold_have_a_page_and_figures(write, p
 def test_history_and_clock_have_a_curve_a_row_and_a_run(write, tmp_path):
     write("short", {"noproj": [80.0, 81.0], "noproj-clock1": [81.0]}, images_per_second=1000.0)
     results = report.Results(tmp_path / "results")
-    curves = [
-        [len(axis.lines) for axis in draw(results, "short", ["cifar10"], "").axes]
-        for draw in (plot.draw_history, plot.draw_clock)
-    ]
-    assert curves == [[1, 1], [0, 0, 3, 3, 0, 0]]
+    curves = lambda draw: [len(axis.lines) for axis in draw(results, "short", ["cifar10"], "").axes]
+    assert curves(plot.draw_history) == [1, 1]
+    assert curves(plot.draw_clock) == [0, 0, 3, 3, 0, 0]
 
 
-def test_page_and_figures_are_the_same_byte_for_byte_in_another_process(
-    write, script, forks, tmp_path, monkeypatch
-):
+def test_page_and_figures_are_the_same_in_another_process(write, script, forks, tmp_path, monkeypatch):
     write("short", {"simclr": [80.0, 81.0, 82.0]})
     write("short", {"noproj": [30.0, 31.0]}, spectra=layers(FALLING) | {"layer3": None})
     monkeypatch.setattr(plot, "FIGURES", {name: plot.FIGURES[name] for name in ("ll-1a", "ll-2", "ll-3")})

@@ -1,10 +1,9 @@
 """The rows: the papers' recipes, aliases, and which results are a row's."""
 
-import json
 from itertools import product
 
 import pytest
-from conftest import ROOT, comparable
+from conftest import ROOT, comparable, read
 
 import rows
 
@@ -100,7 +99,7 @@ PLACE = ("noproj-lastlayer", "mini", "cifar10")
 
 def recorded(script="simclr.py", **changes):
     """The configuration of a committed result of PLACE, with changed arguments."""
-    config = json.loads((ROOT / "results/mini/cifar10/noproj-lastlayer/seed0.json").read_text())["config"]
+    config = read(ROOT / "results/mini/cifar10/noproj-lastlayer", "seed0.json")["config"]
     return config | {"script": script, "arguments": config["arguments"] | changes}
 
 

@@ -1,7 +1,8 @@
 """Whole runs: what a folder holds, interruptions of every kind, refusals, copies, figures."""
 
-import json
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from functools import partial
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import ROOT, TINY_RUN, comparable, read, run_process, sabotage
+from conftest import ROOT, TINY_RUN, comparable, put, read, run_process, sabotage
 from PIL import Image
 
 import simclr
@@ -100,14 +101,8 @@ def test_interrupted_and_resumed_a_run_ends_bit_identical(
 
 
 def test_evaluating_and_saving_do_not_count_as_training(tmp_path, start):
-    slow = """
-import time
-for name in ("knn_accuracy", "write_tensors"):
-    def slowly(*args, function=getattr(common, name), **kwargs):
-        time.sleep(2)
-        return function(*args, **kwargs)
-    setattr(common, name, slowly)
-"""
+    slow = sabotage("knn_accuracy", 2, "common.time.sleep(2)")  # the first of them is before the first step
+    slow += sabotage("write_tensors", 1, "common.time.sleep(2)")
     assert start("simclr.py --arch mlp", slow).returncode == 0
     assert read(tmp_path / "run")["seconds"] < 2
 
@@ -118,15 +113,6 @@ def test_a_kill_while_a_run_is_overwritten_leaves_a_folder_that_can_be_used(copi
         assert killed.returncode == -9 and (copied / "config.json").exists()
     assert start("simclr.py --seed 1 --resume").returncode == 0
     assert read(copied)["config"]["arguments"]["seed"] == 1
-
-
-def test_a_crop_that_makes_no_sense_is_refused_before_a_folder_is_packed(tmp_path, script):
-    for place in ("train/a", "train/b", "val/a", "val/b"):
-        (tmp_path / place).mkdir(parents=True)
-        Image.new("RGB", (16, 16)).save(tmp_path / place / "a.png")
-    flags = ("--image-size", 16, "--batch-size", 2, "--crop-scale", 0.9, 0.1)
-    assert script("simclr.py", "--dataset", ".", *flags).returncode == 2
-    assert not list(tmp_path.glob("packed-*"))
 
 
 @pytest.mark.parametrize("closed, code", [("2>&- --epochs 1", 0), (">&- 2>&- --epochs 0", 2)])
@@ -153,8 +139,9 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
     assert not list((tmp_path / "run").glob("*.tmp"))
 
 
-SLOW = dict.fromkeys(("simclr.py", "directclr.py", "barlow.py", "byol.py"), "torch")
+SLOW = dict.fromkeys(("simclr.py", "directclr.py", "barlow.py", "byol.py", "finetune.py"), "torch")
 SLOW |= dict.fromkeys(("report.py", "plot_spectra.py", "toy_linear.py"), "matplotlib")
+SLOW["plan.py"] = "statistics"
 
 
 @pytest.mark.parametrize("name", SLOW)
@@ -164,27 +151,30 @@ def test_ctrl_c_during_imports_gives_no_traceback(name, tmp_path, monkeypatch):
     (tmp_path / SLOW[name] / "__init__.py").write_text(slow)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     done = run_process(tmp_path, ROOT / name)
-    assert done.returncode in (-2, 130) and not done.stderr
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
 def contents(folder):
     return {path: path.read_bytes() for path in folder.iterdir()}
 
 
-THERE = {
-    "": "this run already",
-    "--seed 1": "seed is 0 there, 1 here",
-    "--seed 1 --resume": "seed is 0 there, 1 here",
-    "--no-projector --resume": "projector is mlp there, none here",
-}
-
-
-@pytest.mark.parametrize("flags", THERE)
-def test_another_runs_folder_is_never_touched(copied, again, flags):
+@pytest.mark.parametrize(
+    "flags, there, says",
+    [
+        ("", {}, "this run already"),
+        ("--seed 1", {}, "seed is 0 there, 1 here"),
+        ("--seed 1 --resume", {}, "seed is 0 there, 1 here"),
+        ("--no-projector --resume", {}, "projector is mlp there, none here"),
+        ("--resume", {"script": "mine.py"}, "script is mine.py there, simclr.py here"),
+    ],
+)
+def test_another_runs_folder_is_never_touched(copied, again, flags, there, says):
+    common.write_json(copied / "config.json", read(copied, "config.json") | there)
     before = contents(copied)
     done = again(flags)
     assert done.returncode == 2 and len(done.err.splitlines()) == 1
-    assert all(text in done.err for text in (THERE[flags], "--resume", "--out", "--overwrite"))
+    for word in (says, "--resume", "--out", "--overwrite"):
+        assert word in done.err
     assert contents(copied) == before
 
 
@@ -196,28 +186,22 @@ def test_a_run_on_data_that_has_changed_is_another_run(copied, script, tiny):
     assert done.returncode == 2 and "data is 96 + 40 images" in done.err and "dataset" in done.err
 
 
-def test_the_run_of_another_script_is_another_run(copied):
-    config = read(copied, "config.json")
-    with pytest.raises(common.UserError, match="script is simclr.py there, mine.py here"):
-        common._require_same_run(copied, config, config | {"script": "mine.py"}, resume=True)
-
-
 def test_a_finished_run_is_not_run_again(copied, again):
     before = contents(copied)
     done = again("--resume")
     assert done.returncode == 0 and "finished" in done.out and contents(copied) == before
 
 
-def test_overwrite_replaces_a_run(copied, again):
-    assert again("--seed 1 --epochs 1 --overwrite").returncode == 0
-    assert read(copied, "config.json")["arguments"]["seed"] == 1 and len(read(copied, "metrics.jsonl")) == 1
-
-
-def test_a_run_that_failed_before_its_first_checkpoint_needs_no_overwrite(copied, again):
-    for name in ("checkpoint.pt", "encoder.pt", "result.json"):
+@pytest.mark.parametrize(
+    "flag, gone", [("--overwrite", ()), ("", ("checkpoint.pt", "encoder.pt", "result.json"))]
+)
+def test_a_run_is_replaced_if_told_or_if_it_failed_before_its_first_checkpoint(copied, again, flag, gone):
+    for name in gone:
         (copied / name).unlink()
-    assert again("--seed 1 --epochs 1").returncode == 0
-    assert read(copied)["config"]["arguments"]["seed"] == 1 and len(read(copied, "metrics.jsonl")) == 1
+    assert again(f"--seed 1 --epochs 1 {flag}").returncode == 0
+    config = read(copied, "config.json")
+    assert config == read(copied)["config"] and config["arguments"]["seed"] == 1
+    assert len(read(copied, "metrics.jsonl")) == 1
 
 
 @pytest.mark.parametrize("file, content", [("checkpoint.pt", b"no checkpoint"), ("config.json", b"{")])
@@ -228,7 +212,8 @@ def test_damaged_runs_are_named(copied, again, file, content):
     assert done.returncode == 2 and len(done.err.splitlines()) == 1 and file in done.err
 
 
-# Command lines with a semicolon between them. An error names the last flag, or what stands behind "=>".
+# Command lines with a semicolon between them. An error names the last flag and what it is set to with "=", or
+# what stands behind "=>".
 REFUSED = {
     "simclr.py": """
         --epochs 0; --epochs x; --batch-size 1; --batch-size 97; --lr 0; --lr nan; --lr inf; --reg l2;
@@ -238,6 +223,7 @@ REFUSED = {
         --rank 8; --epoch 3; --train-size 31 => --batch-size; --crop-scale 0 1; --crop-scale 0.9 0.1;
         --jitter 1 1 1 1; --grey-p 2; --blur-p nan; --dataset nowhere => nowhere; --dataset no.npz => no.npz;
         --dataset . => --image-size; --out file; => extra; --dataset . --image-size 16 => train/;
+        --dataset photos --image-size 16 --batch-size 2 --crop-scale 0.9 0.1;
         --out /proc/nothing/run; --overwrite --resume; --reg-weight 1; --reg lastlayer --reg-weight -1;
         --reg-on top; --reg-on encoder; --projector lowrank --reg sparsehead;
         --no-projector --reg sparsehead; --reg sparsehead --reg-on encoder; --projector big; --hidden 0;
@@ -255,9 +241,21 @@ REFUSED = {
     "barlow.py": """
         --lambd -1; --no-projector --hidden 8; --projector orthogonal; --no-projector --reg sparsehead""",
     "byol.py": "--momentum 1.5; --no-projector --embedding 8",
+    "finetune.py": """
+        mlp.pt --labels 0; mlp.pt --labels 1.5; mlp.pt --labels nan; mlp.pt --labels 0.01;
+        mlp.pt --freeze --lr-encoder 1; mlp.pt --batch-size 97; mlp.pt --epochs 0; mlp.pt --lr-encoder 0;
+        mlp.pt --overwrite --resume; mlp.pt --image-size 16; mlp.pt --labels 1 --out photos; --table big;
+        mlp.pt --dataset one.npz --batch-size 4 --labels 0.2; no.pt => no.pt; text.pt => text.pt;
+        => a checkpoint""",
+    "plan.py": """
+        --budget=9x; --budget=-3m; --budget=m; --budget=1.5h; --budget=9999999999h; --jobs=0; --gpus=0;
+        --seeds=; --seeds=abc; --seeds=-1; --seeds=0,1; '--seeds=1 02'; --scale=huge; --scale=%;
+        --datasets=; --datasets=CIFAR10; --datasets=data/cifar10; --since=nan; --since=inf; --since=1e300;
+        --since=-1; table9 => table9""",
+    "report.py": "=> --results; -o .; -o ''; -o run",
     "plot_spectra.py": """
         => runs; run => run; absent => absent; list.json => list.json; other.pt => --dataset;
-        RUN -o figure.xyz; RUN --layer q; RUN --norms --covariance;
+        RUN -o figure.xyz; RUN --layer q; RUN --norms --covariance; RUN --norms --layer h;
         RUN/encoder.pt --dataset nowhere => nowhere; half => none of these runs is finished;
         wrong.json => can't be drawn; mlp.pt --dataset TINY --image-size 9;
         RUN/encoder.pt --dataset TINY --layer z => layer z; other.pt --dataset TINY => other.pt;
@@ -267,28 +265,39 @@ REFUSED = {
 LINES = [(name, line.strip()) for name, lines in REFUSED.items() for line in lines.split(";")]
 
 
-@pytest.mark.parametrize("name, line", LINES, ids=map(" ".join, LINES))
-def test_bad_input_is_one_line_exit_code_2_and_nothing_written(name, line, tiny, whole, tmp_path, script):
+@pytest.fixture
+def files(tmp_path, whole):
+    """The paths of files and folders, most of them bad, that the command lines above name."""
     for file in ("file", "list.json", "text.pt"):
         (tmp_path / file).write_text("[]")
-    for folder in ("run", "half"):
-        (tmp_path / folder).mkdir()
-    (tmp_path / "half" / "config.json").write_text("{}")
-    (tmp_path / "wrong.json").write_text(json.dumps(read(whole) | {"spectra": {"h": "x", "z": "x"}}))
+    for folder in ("run", "photos/train/a", "photos/val/a"):
+        (tmp_path / folder).mkdir(parents=True)
+    for photo in ("train/a/1.png", "train/a/2.png", "val/a/1.png", "val/a/2.png"):
+        Image.new("RGB", (16, 16)).save(tmp_path / "photos" / photo)
+    images, labels = np.zeros((5, 12, 12, 3), np.uint8), np.zeros(5, int)
+    np.savez(tmp_path / "one.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    put(tmp_path / "half" / "config.json", {})
+    put(tmp_path / "wrong.json", read(whole) | {"spectra": {"h": "x", "z": "x"}})
     torch.save(common.MLP(12, 8).state_dict(), tmp_path / "mlp.pt")
-    weights = {key: torch.ones(2) for key in ("conv1.weight", "layer1.0.conv1.weight")}
     torch.save({"weights": torch.ones(3)}, tmp_path / "other.pt")
-    torch.save(weights, tmp_path / "cut.pt")
+    torch.save(dict.fromkeys(("conv1.weight", "layer1.0.conv1.weight"), torch.ones(2)), tmp_path / "cut.pt")
     torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pt")
-    before = set(tmp_path.rglob("*"))
+    return set(tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize("name, line", LINES, ids=map(" ".join, LINES))
+def test_bad_input_is_one_line_code_2_and_nothing_written(name, line, tiny, whole, files, tmp_path, script):
     flags, _, named = line.partition("=>")
-    words = flags.replace("RUN", str(whole)).replace("TINY", str(tiny)).split()
+    words = shlex.split(flags.replace("RUN", str(whole)).replace("TINY", str(tiny)))
     named = named.strip() or next(word for word in reversed(words) if word.startswith("--") or word == "-o")
     words += ["extra"] * (named == "extra")
-    given = [] if name == "plot_spectra.py" else ["--dataset", tiny, *TINY_RUN]
-    done = script(name, *given, *words)
-    assert done.returncode == 2 and len(done.err.splitlines()) == 1 and named in done.err
-    assert set(tmp_path.rglob("*")) == before
+    given = {"finetune.py": ("--dataset", tiny, "--batch-size", 20, "--device", "cpu")}
+    given |= {"plan.py": ("run", "table2", "--scale=mini"), "report.py": (), "plot_spectra.py": ()}
+    done = script(name, *given.get(name, ("--dataset", tiny, *TINY_RUN)), *words)
+    assert done.returncode == 2 and len(done.err.splitlines()) == 1
+    for part in named.split("="):
+        assert part in done.err
+    assert set(tmp_path.rglob("*")) == files
 
 
 ONES = torch.ones(4, 4)
