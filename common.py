@@ -438,7 +438,7 @@ class Augment:
         return {
             "box": (top, left, h, w),
             "flip": for_flip < self.flip,
-            "factors": factors,
+            "factors": tuple(factors),
             "grey": for_grey < self.grey_p,
             "sigma": torch.where(chosen(for_blur, self.blur_p), between(strengths[4], 0.1, 2), NO_BLUR),
             "solarized": chosen(for_solarize, self.solarize_p),
@@ -1345,7 +1345,7 @@ def fit(args, data, encoder, projector, loss, name, probe=None, modules=()):
     run = Training(args, encoder, projector, loss, modules)
     first = process_index() == 0  # the process that writes, prints and evaluates
     out, config, checkpoint, result = first_process(lambda: open_run(args, name, data))
-    if result:
+    if result is not None:
         leave_processes()
         return result
     torch.manual_seed(args.seed)
@@ -1810,8 +1810,9 @@ def open_run(args, name, data):
     there, temporary = _claim(out)
     if there and not args.overwrite:
         _require_same_run(out, there, config, args.resume)
-        if there.get("code") not in (None, config["code"]):
-            note(f"{out} was begun with another version of {config['script']}")
+        codes = {there.get("code"), config["code"]} - {None}
+        if len(codes) > 1:
+            note(f"{out} is of another version of {config['script']}")
         config = there
     else:
         for file in RUN_FILES[:-1]:  # a kill from here on leaves config.json, by which the folder is a run's
@@ -1819,14 +1820,13 @@ def open_run(args, name, data):
         write_json(out / "config.json", config)
     for path in temporary:
         path.unlink(missing_ok=True)
-    result = None
     if (out / "result.json").exists():
         print(f"{out} is finished")
-        result = read_json(out / "result.json")
+        return out, config, None, read_json(out / "result.json")
     checkpoint = _checkpoint(out / "checkpoint.pt")
-    if config.get("device") != device and not result:
+    if config.get("device") != device:
         note(f"{out} was begun on {config.get('device')}: here its weights will differ in rounding")
-    return out, config, checkpoint, result
+    return out, config, checkpoint, None
 
 
 def _configuration(args, name):

@@ -187,9 +187,17 @@ def test_a_run_on_data_that_has_changed_is_another_run(copied, script, tiny):
 
 
 def test_a_finished_run_is_not_run_again(copied, again):
+    (copied / "checkpoint.pt").write_bytes(b"damaged")  # it is not needed any more
     before = contents(copied)
     done = again("--resume")
     assert done.returncode == 0 and "finished" in done.out and contents(copied) == before
+
+
+def test_a_run_of_another_version_of_its_script_is_continued_with_a_note(copied, start):
+    assert "version" not in start("simclr.py --resume").err
+    put(copied / "config.json", read(copied, "config.json") | {"code": "00000000"})
+    done = start("simclr.py --resume")
+    assert done.returncode == 0 and "is of another version of simclr.py" in done.err
 
 
 @pytest.mark.parametrize(
@@ -383,6 +391,7 @@ def test_checkpoints_from_elsewhere_are_read_under_every_usual_name(whole, scrip
         "model.pth": (r50, {"model": prefixed("module.backbone.", r50), "epoch": 3}),
         "encoder.pth": (r50, {"state_dict": prefixed("encoder.", r50) | {"head.weight": torch.ones(2)}}),
         "prefix.pt": (r34, prefixed("backbone.", r34)),
+        "moco.pth": (r50, {"state_dict": prefixed("module.encoder_q.", r50)}),
         "mlp.pt": (mlp, prefixed("module.", mlp)),
     }
     x = torch.randn(2, 3, 8, 8)
