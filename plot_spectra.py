@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 
 import rows
 
-STYLES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 3))]
+STYLES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2))]
 MARKERS = "os^vD<>pPX*hd8H1234+x"
 LAYERS = {
     "h": "encoder output h",
@@ -149,7 +149,7 @@ def shut(result):
     """{what: how many of h's dead coordinates}: lost to W^i, to γ_i, to a ReLU that no image opens, with
     β_i < 0 or not (one may count in several); and how many were dead at an evaluation, alive at the next."""
     norms = {key: np.array(values) for key, values in get(result, "row_norms").items()}
-    least = f"< {SHUT:.0%} of its mean"
+    least = f"< {SHUT:.0%}, of its mean"
     lost = {
         "dead": np.ones(len(norms["variance"]), bool),
         rf"$\|W^i\|^2$, {least}": norms["bare"] < SHUT * norms["bare"].mean(),
@@ -226,16 +226,17 @@ def draw_norms(runs):
     kinds = {"bare": r"$\|W^i\|^2$"}
     if any(has_batchnorm(result) for _, result in runs):
         kinds["folded"] = r"$\gamma_i^2/(v_i+\epsilon)\;\|W^i\|^2$, with BatchNorm of running variance $v_i$"
-    figure, axes = panels(heading, 1, len(kinds), 4.5, 4)
+    figure, axes = panels(heading, 1, len(kinds), 4.5, 4.5)
     for axis, (kind, name) in zip(axes[0], kinds.items()):
         for (label, result), marker in zip(runs, MARKERS * len(runs)):
             variance = np.array(result["row_norms"]["variance"])
             shown = np.maximum(variance, LEAST_SHOWN * variance.mean())
             axis.plot(result["row_norms"][kind], shown, marker, markersize=4, fillstyle="none", label=label)
-        axis.set(xlabel=name, xscale="log", yscale="log")
+        axis.set(xscale="log", yscale="log")
+        axis.set_xlabel(name, fontsize=8)
     shown = f"variance of $h_i$ (less than {LEAST_SHOWN:g} of its mean: drawn there)"
     axes[0, 0].set_ylabel(shown, fontsize=8)
-    axes[0, -1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", fontsize=8)
     return figure
 
 
@@ -360,7 +361,7 @@ def draw_history(results, scale, datasets, _):
             epochs = {tuple(point["epoch"] for point in run["history"]) for run in runs}
             if len(epochs) != 1:  # none, or seeds that were not evaluated at the same time
                 continue
-            style = {"marker": MARKERS[i], "linestyle": STYLES[i % 7], "markersize": 3}
+            style = {"marker": MARKERS[i], "linestyle": STYLES[i % 6], "markersize": 3}
             style |= {"linewidth": 2 if row in QUESTION else 0.8, "label": f"{row} (n = {len(runs)})"}
             x = horizons(runs[0], [0, *epochs.pop()])
             for axis, curve in zip(line, (rank_curve, dead_curve)):

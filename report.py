@@ -569,7 +569,7 @@ def draw(results, folder):
             figure = function(results, scale, datasets, name)
             places = product(datasets, plot.FIGURES[name][1]) if datasets else ()
             runs = [run for place in places for run in results.of(scale, *place).values()]
-            figure.suptitle(", ".join(filter(None, [figure.get_suptitle(), plot.size_and_horizon(runs)])))
+            figure.suptitle(f"{figure.get_suptitle()} [{plot.size_and_horizon(runs)}]".removesuffix(" []"))
             figures[f"{scale}/{name}"] = figure
     for name, figure in figures.items():
         path = folder / f"{name}.png"
