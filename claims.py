@@ -19,8 +19,6 @@ METRICS |= {"knn200_z": "kNN-200 of z", "subvector_linear_top1": "linear of z"}
 RANKS = {"rank_1e-3": "rank", "rank_1e-2": "rank at 1e-2", "rank_1e-5": "rank at 1e-5"}
 RANKS |= {"entropy_rank": "entropy rank", "rankme": "RankMe"}
 
-DOCS = Path(__file__).with_name("docs")
-
 LEAST = 3  # seeds that a verdict needs: of fewer the standard deviation is hardly known
 LEVEL = 0.05  # two-sided, of intervals and refutations
 UNDECIDED = "mini"  # decides nothing: with H = 0.03 of the papers' 11.7 nothing has time to collapse
@@ -35,6 +33,11 @@ CUBE = 3.3  # power of the width that passes for n³, timings being noisy (C19)
 FLAT = 0.3  # power of the depth L below which a cost does not grow with it (C19)
 GROWS = 0.6  # and above which it does
 ARCHS = {"resnet18": 20, "resnet34": 36, "resnet50": 53}  # L: the weights that WERank sums over
+
+
+def document(name):
+    """The text of a file in docs/."""
+    return (Path(__file__).with_name("docs") / name).read_text(encoding="utf-8").rstrip()
 
 
 # -------------------------------------------------------------------------------------------- parts of claims
@@ -222,7 +225,7 @@ PROBE_ON_Z = "subvector_linear_top1"
 RATIO = "min_max_ratio"
 SAME_LOSS = ("directclr", "simclr-lowrank-diagonal")
 BY_ROUNDING = "linear: directclr ≈ simclr-lowrank-diagonal (the same loss: rounding alone)"
-CLAIM_CELLS = [line.strip("| ").split(" | ") for line in (DOCS / "claims.md").read_text().splitlines()]
+CLAIM_CELLS = [line.strip("| ").split(" | ") for line in document("claims.md").splitlines()]
 CLAIMS = {name: about for name, *about in CLAIM_CELLS if name.startswith("C")}  # text, source, figure
 CLAIM_PARTS = [
     *collapse("C6", "noproj", "simclr"),

@@ -52,6 +52,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 torch.set_float32_matmul_precision("highest")
 torch.backends.cudnn.allow_tf32 = False
 warnings.filterwarnings("ignore", message=".*TensorFloat32 tensor cores.*")
+# Of files that are refused, which one line says.
+warnings.filterwarnings("ignore", message=".*TorchScript archive|Validating sparse tensor invariants")
 
 # glibc keeps freed memory for later up to the size of the largest block freed so far, 32 MB at most. Freeing
 # 30 MB once makes Augment 1.6 times as fast on a CPU.
@@ -60,6 +62,10 @@ torch.empty(7_500_000)
 
 class UserError(ValueError):
     """Bad input. Scripts print it as one line on stderr and exit with code 2."""
+
+
+# What may be raised where a JSON file holds something else than it should
+ODD = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 # ------------------------------------------------------------------------------------------------------- data
@@ -142,7 +148,7 @@ def _beside(name):
 def _read_npz(path):
     try:
         with np.load(path) as file:
-            arrays = {key: file[key] for key in NPZ_KEYS if key in file.files}
+            arrays = {key: np.asarray(file[key]) for key in NPZ_KEYS if key in file.files}  # or bytes
     except Exception as error:  # zip, zlib, pickle, system: a bad file has many errors
         raise UserError(f"{path} is not a readable .npz file ({brief(error)})") from None
     if missing := set(NPZ_KEYS) - {"classes"} - set(arrays):
@@ -167,7 +173,7 @@ def _read_npz(path):
 
 
 def _download(name, npz):
-    new = [folder for folder in (npz.parent, *npz.parent.parents) if not folder.exists()]
+    new = _absent(npz.parent)
     kind = getattr(torchvision.datasets, NAMED[name])
     stl = name == "stl10"
     splits = [{"split": "train+unlabeled"}, {"split": "test"}] if stl else [{"train": True}, {"train": False}]
@@ -184,9 +190,7 @@ def _download(name, npz):
         _keep(arrays, npz)
         return arrays
     except (OSError, RuntimeError) as error:
-        with contextlib.suppress(OSError):  # not empty: of another process
-            for folder in new:
-                folder.rmdir()
+        _remove(new)
         raise UserError(f"no {npz}, and torchvision can't download {name} ({brief(error)})") from None
     finally:
         unlock(npz.parent)
@@ -601,7 +605,7 @@ def _checkpoint_weights(path):
     for _ in range(3):  # keys may be nested
         state = state if isinstance(state, dict) else {}
         state = next((state[key] for key in CHECKPOINT_KEYS if isinstance(state.get(key), dict)), state)
-    state = {key: value for key, value in state.items() if isinstance(key, str) and torch.is_tensor(value)}
+    state = {key: value for key, value in state.items() if isinstance(key, str) and _is_plain(value)}
     for prefix in (f"{outer}{inner}" for inner in CHECKPOINT_PREFIXES for outer in ("", "module.")):
         if {f"{prefix}conv1.weight", f"{prefix}layer1.weight"} & set(state):
             return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
@@ -609,10 +613,17 @@ def _checkpoint_weights(path):
     raise UserError(f"{path} is no torchvision ResNet: it has no {known}; it has {min(state, default=None)}")
 
 
+def _is_plain(value):
+    """Whether it is a tensor of real numbers, neither sparse nor nested."""
+    if not torch.is_tensor(value) or value.is_nested:
+        return False
+    return value.layout == torch.strided and not value.is_complex()
+
+
 def _architecture(path, weights):
     """What `make_encoder` needs for weights of these names and shapes."""
     first = weights.get("layer1.weight", weights.get("conv1.weight"))
-    if first.ndim != (2 if "layer1.weight" in weights else 4):
+    if first.ndim != (2 if "layer1.weight" in weights else 4) or 0 in first.shape:
         raise UserError(f"{path} does not fit: its first weight is {tuple(first.shape)}")
     if "layer1.weight" in weights:
         size = math.isqrt(first.shape[1] // 3)
@@ -1015,9 +1026,10 @@ def join_processes():
     # Numbers on the host are exchanged too, which NCCL can't; with no backend named there may be NCCL alone.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     try:
-        store, number, count = next(dist.rendezvous("env://", timeout=to_come))
-        dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=to_answer)
-    except (RuntimeError, ValueError) as error:
+        with on_signals(signal.SIG_DFL):  # it waits in C++, where no handler is called
+            store, number, count = next(dist.rendezvous("env://", timeout=to_come))
+            dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=to_answer)
+    except (AssertionError, RuntimeError, ValueError) as error:
         raise UserError(f"WORLD_SIZE is set, and the processes can't meet ({brief(error)})") from None
     _STORE.append(store)
     if process_index():
@@ -1343,23 +1355,25 @@ def fit(args, data, encoder, projector, loss, name, probe=None, modules=()):
     CPU bit for bit.
     """
     run = Training(args, encoder, projector, loss, modules)
+    batch = args.batch_size
+    per_epoch = len(data.x_train) // batch  # without an incomplete batch
     first = process_index() == 0  # the process that writes, prints and evaluates
     out, config, checkpoint, result = first_process(lambda: open_run(args, name, data))
     if result is not None:
         leave_processes()
         return result
     torch.manual_seed(args.seed)
-    if checkpoint:
+    if checkpoint is not None:
         try:
             run.load_state_dict(checkpoint)
+            if len(run.metrics) != run.step // per_epoch:
+                raise ValueError(f"step {run.step}, {len(run.metrics)} epochs")
         except Exception as error:  # whatever the file holds
             raise UserError(f"{out / 'checkpoint.pt'} does not fit ({brief(error)}): --overwrite") from None
     if first:
         with atomic_write(out / "metrics.jsonl") as file:
             file.write("".join(json.dumps(line) + "\n" for line in run.metrics).encode())
 
-    batch = args.batch_size
-    per_epoch = len(data.x_train) // batch  # without an incomplete batch
     steps = args.epochs * per_epoch
     rates = learning_rates(args, steps)
     horizon = decay_horizon(args, steps)
@@ -1391,6 +1405,7 @@ def fit(args, data, encoder, projector, loss, name, probe=None, modules=()):
                     if first and (due or run.step == steps):
                         run.require_finite(*run.model.parameters())
                         frozen = representations(encoder, data)
+                        run.require_finite(frozen[0], frozen[2])
                         line |= {"knn200": knn_accuracy(*frozen), **rank_statistics(frozen[2])}
                     run.end_epoch(line, out / "metrics.jsonl")
                 bar.write("  ".join(f"{key} {x:.5g}" for key, x in line.items() if not isinstance(x, list)))
@@ -1599,6 +1614,8 @@ def covariance(features, normalize=True):
 
 def eigenvalues(matrix):
     """|Eigenvalues| (D,), descending, of a symmetric matrix; on the CPU if the device's solver fails."""
+    if not matrix.isfinite().all():
+        raise UserError("features or weights are not finite")
     try:
         values = torch.linalg.eigvalsh(matrix)
     except RuntimeError:  # LinAlgError, or no memory for the solver
@@ -1853,11 +1870,24 @@ def _checksum(args, data):
     return f"{len(data.x_train)} + {len(data.x_test)} images, {found:08x}"
 
 
+def _absent(folder):
+    """A folder and its parents, as far as they are not there, the innermost first."""
+    return [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+
+
+def _remove(folders):
+    for folder in folders:
+        with contextlib.suppress(OSError):  # never made, or another process's by now
+            folder.rmdir()
+
+
 def _claim(out):
     """Makes and locks the folder. (Configuration of the run in it or None, files that a kill cut short.)"""
+    new = _absent(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        _remove(new)
         raise UserError(f"--out {out} can't be made ({brief(error)})") from None
     lock(out)
     entries = set(out.iterdir())
@@ -1888,7 +1918,10 @@ def _require_same_run(out, there, config, resume):
 
 def _checkpoint(path):
     try:
-        return torch.load(path, "cpu", weights_only=True) if path.exists() else None
+        found = torch.load(path, "cpu", weights_only=True) if path.exists() else None
+        if not isinstance(found, dict | None):
+            raise TypeError(f"it holds a {type(found).__name__}")
+        return found
     except Exception as error:  # whatever the file holds
         raise UserError(f"{path} can't be read ({brief(error)}); --overwrite starts anew") from None
 
@@ -1967,8 +2000,13 @@ def run(main):
         getattr(sys, name).reconfigure(errors="backslashreplace")
     script = Path(sys.argv[0]).name
     try:
-        main()
+        try:
+            main()
+        finally:
+            sys.stdout.flush()  # a full disk, a reader who left: at exit that would be two lines and code 120
     except (UserError, OSError) as error:
+        with contextlib.suppress(OSError):  # what can't be written must not be tried again at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         fail(f"{script}: error: {error}", 2)
     except (RuntimeError, MemoryError) as error:
         lost = re.search("gloo|nccl|connection|socket|store|timed out", str(error), re.IGNORECASE)

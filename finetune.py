@@ -113,7 +113,7 @@ def fit(args, data, chosen, encoder):
     metrics = []
     begun = (0, 0.0)  # batches of the next epoch that are done, and the sum of their losses
     seconds = 0.0
-    if checkpoint:
+    if checkpoint is not None:
         try:
             for name, part in parts.items():
                 part.load_state_dict(checkpoint[name])

@@ -43,7 +43,7 @@ def pack(path, size, skip_broken=False):
             common.lock(folder)  # before it is read what there is: another process may just have ended
         note_file = folder / f"{split}.json"
         note = common.read_json(note_file) if note_file.exists() else {}
-        note = note if isinstance(note, dict) else {}
+        note = note if _is_note(note) else {}
         whole = (folder / f"{split}.npy").exists()
         if whole and note.get("listing") != listing:
             raise common.UserError(f"{path / split} has changed since it was packed into {folder}: {ANEW}")
@@ -59,6 +59,13 @@ def pack(path, size, skip_broken=False):
             os.replace(folder / f"{split}.part", folder / f"{split}.npy")
 
 
+def _is_note(note):
+    """Whether a JSON file's content is what `_write` writes."""
+    names = note.get("skipped") if isinstance(note, dict) else None
+    whole = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return whole and isinstance(note.get("done"), int)
+
+
 def load(path, size):
     """(x_train, y_train, x_test, y_test, classes) of a packed folder, x mapped from its files."""
     folder = path / f"packed-{size}"
@@ -69,7 +76,8 @@ def load(path, size):
         kept = [file for file, _ in images.samples if os.path.relpath(file, path) not in skipped]
         labels = [parts["train"].class_to_idx[Path(file).relative_to(path).parts[1]] for file in kept]
         try:
-            x = np.load(folder / f"{split}.npy", mmap_mode="c")  # copies of pages that nobody writes
+            # "c": copies of pages that nobody writes
+            x = np.lib.format.open_memmap(folder / f"{split}.npy", mode="c")
         except Exception as error:  # zip, system: a damaged file has many
             what = common.brief(error)
             raise common.UserError(f"{folder / split}.npy is damaged ({what}): {ANEW}") from None

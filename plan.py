@@ -80,9 +80,13 @@ def runs_of(tables, scale, seeds, datasets):
 # ------------------------------------------------------------------------------------------- what is there
 
 
+# What reading a file may raise that is absent, damaged or of another kind
+DAMAGED = (ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError)
+
+
 def read(file):
     """The dict that a JSON file holds, an empty one where it is absent or damaged."""
-    with contextlib.suppress(OSError, ValueError, RecursionError):
+    with contextlib.suppress(*DAMAGED):
         content = json.loads(file.read_text())
         return content if isinstance(content, dict) else {}
     return {}
@@ -139,7 +143,7 @@ ALIKE = ("arch", "width", "stem", "image_size", "batch_size", "train_size", "lab
 def epoch_ends(folder):
     """Seconds of training at the end of each epoch, from metrics.jsonl, as far as it is whole."""
     ends = []
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    with contextlib.suppress(*DAMAGED):
         for line in (folder / "metrics.jsonl").read_text().splitlines():
             ends.append(float(json.loads(line)["seconds"]))
     return ends
@@ -165,7 +169,7 @@ def paces():
     timed = {}
     for file in sorted(Path("runs").glob("*/*/*/seed*/config.json"), key=changed):
         epochs = [end - start for start, end in pairwise([0.0, *epoch_ends(file.parent)])]
-        with contextlib.suppress(KeyError, TypeError, ValueError):  # no epoch or a damaged file: no pace
+        with contextlib.suppress(*DAMAGED):  # or no epoch: no pace
             steady = median(epochs[1:] or epochs)
             rest = START + max(0, epochs[0] - steady)
             result = file.with_name("result.json")
@@ -273,9 +277,9 @@ class Trainer:
 
     def wait_for(self, run):
         """Waits while another process has the run's folder."""
-        if in_use(run.folder) and not self.ended:
+        if not self.ended and in_use(run.folder):
             say(f"{run} is in use by another process: waiting")
-        while in_use(run.folder) and not self.ended:
+        while not self.ended and in_use(run.folder):
             time.sleep(1)
 
     def pack(self, run, log):
@@ -412,6 +416,7 @@ def main():
     add("--budget", type=duration, default=float("inf"), help="ends after 90s, 9m or 2h (never)")
     add("--since", type=moment, default=time.time(), help="when the budget began, as date +%%s says (now)")
     args = parser.parse_args()
+    sys.stdout.reconfigure(errors="backslashreplace")
     runs = runs_of(args.tables, args.scale, args.seeds, args.datasets)
     code = 0
     try:

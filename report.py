@@ -28,7 +28,7 @@ import numpy as np
 import claims
 import plot_spectra as plot
 import rows
-from claims import BEST, CLAIM_PARTS, CLAIMS, DOCS, LEAST, METRICS, UNDECIDED
+from claims import BEST, CLAIM_PARTS, CLAIMS, LEAST, METRICS, UNDECIDED, document
 from plot_spectra import get, measure, number, title
 
 COLUMNS = {  # of a table; of others kNN-200 and linear
@@ -52,7 +52,7 @@ class Results:
         for path in sorted(folder.rglob("*.json")):
             try:
                 self.take(common.read_json(path), path.relative_to(folder).with_suffix("").parts)
-            except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
+            except common.ODD as error:
                 why = f"lacks {error}" if isinstance(error, KeyError) else common.brief(error)
                 why = why if isinstance(error, KeyError | common.UserError) else f"is no result ({why})"
                 self.problems.append(why if str(path) in why else f"{path} {why}")
@@ -407,8 +407,9 @@ def scale_paragraphs(results, scale, figures):
     yield f"## Scale `{scale}`: {rows.SCALES[scale].meaning}"
     for table, heading in (rows.TABLES | {"": "Rows of no paper"}).items():
         lines = lines_of(results, table)
-        own = [row.name for row in lines if row.tables.startswith(table) and not row.same_as]
-        datasets = results.datasets(scale, own)  # a table of others' rows alone tells nothing new
+        # The clock's bases alone say nothing that table 2 does not.
+        own = [row.name for row in lines if table != "clock" or row.tables == "clock"]
+        datasets = results.datasets(scale, own)
         for dataset in datasets:
             header, *body = table_of(results, table, scale, dataset)
             yield f"### {heading}, {title(dataset)}"
@@ -500,7 +501,7 @@ def page(results, figures):
     yield from opening(results)
     if plot.places(results):
         yield "![Accuracy against rank of h](figures/accuracy-rank.png)"
-    yield (DOCS / "method.md").read_text().rstrip().format_map(vars(claims))
+    yield document("method.md").format_map(vars(claims))
     if results.problems:
         yield "\n".join(["Left out:", "", *(f"- {problem}" for problem in results.problems)])
     yield f"## Claims\n\n{claims_table(results, figures)}"
@@ -511,7 +512,7 @@ def page(results, figures):
     if results.toy:
         yield "## Linear models"
         yield from toy_paragraphs(results.toy)
-    yield f"## Slips in the papers\n\n{(DOCS / 'slips.md').read_text().rstrip()}"
+    yield f"## Slips in the papers\n\n{document('slips.md')}"
 
 
 # --------------------------------------------------------------------------------------- figure, command line
@@ -606,16 +607,21 @@ def main():
     if not args.results.is_dir():
         raise common.UserError(f"--results {args.results} is no folder")
     results = Results(args.results)
-    if args.figures:
-        draw(results, args.out.parent / "figures")
-    elif args.table:
-        show(results, args.table, [args.scale] if args.scale else results.scales())
-    else:
-        paragraphs = page(results, {scale: drawable(results, scale) for scale in results.scales()})
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        with common.atomic_write(args.out) as file:
-            file.write("\n\n".join(paragraphs).encode() + b"\n")
-        print(args.out)
+    try:
+        if args.figures:
+            draw(results, args.out.parent / "figures")
+        elif args.table:
+            show(results, args.table, [args.scale] if args.scale else results.scales())
+        else:
+            paragraphs = page(results, {scale: drawable(results, scale) for scale in results.scales()})
+            text = "\n\n".join(paragraphs).encode(errors="backslashreplace") + b"\n"
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            with common.atomic_write(args.out) as file:
+                file.write(text)
+            print(args.out)
+    except common.ODD as error:
+        what = f"{type(error).__name__}: {common.brief(error)}"
+        raise common.UserError(f"{args.results} holds what can't be told or drawn ({what})") from None
     for problem in results.problems:
         print(f"report.py: left out: {problem}", file=sys.stderr)
     sys.exit(1 if results.problems else 0)

@@ -682,7 +682,7 @@ def verdicts(trained):
     """{claim: what results hold of it}, of the claims whose experiments ran."""
     found = {}
     for name, (judge, source, figure) in CLAIMS.items():
-        threshold = " ".join(judge.__doc__.split())
+        threshold = " ".join((judge.__doc__ or "").split())
         parts = [{"ok": None if ok is None else bool(ok.all()), "text": line} for ok, line in judge(trained)]
         judged = [part["ok"] for part in parts if part["ok"] is not None]
         if parts:
@@ -740,7 +740,7 @@ def parse():
     unchanged = given <= {"T8"} and chosen <= {"experiments", "data_dir"}
     args.out = (Path("figures"), Path("results")) if unchanged else (folder, folder)
     for folder in args.out:
-        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
         if not there.is_dir() or not os.access(there, os.W_OK):
             raise common.UserError(f"--out {folder} can't be written: {there} is not a writable folder")
     args.experiments = [name for name in EXPERIMENTS if name in (given or EXPERIMENTS[:-1])]

@@ -1,5 +1,6 @@
 """Whole runs: what a folder holds, interruptions of every kind, refusals, copies, figures."""
 
+import io
 import shlex
 import shutil
 import signal
@@ -115,11 +116,17 @@ def test_a_kill_while_a_run_is_overwritten_leaves_a_folder_that_can_be_used(copi
     assert read(copied)["config"]["arguments"]["seed"] == 1
 
 
-@pytest.mark.parametrize("closed, code", [("2>&- --epochs 1", 0), (">&- 2>&- --epochs 0", 2)])
-def test_closed_streams_are_no_error(closed, code, tmp_path, tiny):
-    command = f"{sys.executable} {ROOT}/simclr.py --dataset {tiny} --arch mlp {closed}"
+@pytest.mark.parametrize(
+    "streams, code, lines",
+    [("2>&- --epochs 1", 0, 0), (">&- 2>&- --epochs 0", 2, 0), (">/dev/full --epochs 1", 2, 1)],
+)
+def test_closed_streams_are_no_error_and_full_ones_a_line(streams, code, lines, tmp_path, tiny, monkeypatch):
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # with it every line is written at once
+    command = f"{sys.executable} {ROOT}/simclr.py --dataset {tiny} --arch mlp {streams}"
     command += " " + " ".join(map(str, TINY_RUN[:4])) + " --device cpu"
-    assert subprocess.run(["sh", "-c", command], cwd=tmp_path, check=False).returncode == code
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, check=False, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == code and done.stderr.count("error") == lines, done.stderr
+    assert "Traceback" not in done.stderr and "ignored" not in done.stderr
 
 
 def test_statistics_before_the_first_step_do_not_change_the_run(tmp_path, whole, start):
@@ -212,9 +219,20 @@ def test_a_run_is_replaced_if_told_or_if_it_failed_before_its_first_checkpoint(c
     assert len(read(copied, "metrics.jsonl")) == 1
 
 
-@pytest.mark.parametrize("file, content", [("checkpoint.pt", b"no checkpoint"), ("config.json", b"{")])
+def saved(content):
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+DAMAGED = [("checkpoint.pt", content) for content in (b"no", saved(torch.ones(2)), saved({}))]
+
+
+@pytest.mark.parametrize("file, content", [*DAMAGED, ("checkpoint.pt", "no epochs"), ("config.json", b"{")])
 def test_damaged_runs_are_named(copied, again, file, content):
     (copied / "result.json").unlink()
+    if content == "no epochs":
+        content = saved(torch.load(copied / file) | {"metrics": []})
     (copied / file).write_bytes(content)
     done = again("--resume")
     assert done.returncode == 2 and len(done.err.splitlines()) == 1 and file in done.err
@@ -265,7 +283,8 @@ REFUSED = {
         => runs; run => run; absent => absent; list.json => list.json; other.pt => --dataset;
         RUN -o figure.xyz; RUN --layer q; RUN --norms --covariance; RUN --norms --layer h;
         RUN/encoder.pt --dataset nowhere => nowhere; half => none of these runs is finished;
-        wrong.json => can't be drawn; mlp.pt --dataset TINY --image-size 9;
+        wrong.json => can't be drawn; null.json => can't be drawn; huge.pt --dataset TINY => not finite;
+        complex.pt --dataset TINY => complex.pt; mlp.pt --dataset TINY --image-size 9;
         RUN/encoder.pt --dataset TINY --layer z => layer z; other.pt --dataset TINY => other.pt;
         module.pt --dataset TINY => module.pt; cut.pt --dataset TINY => cut.pt;
         text.pt --dataset TINY => text.pt; no.pt --dataset TINY => no.pt""",
@@ -286,7 +305,12 @@ def files(tmp_path, whole):
     np.savez(tmp_path / "one.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
     put(tmp_path / "half" / "config.json", {})
     put(tmp_path / "wrong.json", read(whole) | {"spectra": {"h": "x", "z": "x"}})
-    torch.save(common.MLP(12, 8).state_dict(), tmp_path / "mlp.pt")
+    spectra = read(whole)["spectra"] | {"h": [None] * 8}
+    put(tmp_path / "null.json", read(whole) | {"spectra": spectra})
+    weights = common.MLP(12, 8).state_dict()
+    torch.save(weights, tmp_path / "mlp.pt")
+    torch.save({name: 1e30 * weight for name, weight in weights.items()}, tmp_path / "huge.pt")
+    torch.save({name: 1j * weight for name, weight in weights.items()}, tmp_path / "complex.pt")
     torch.save({"weights": torch.ones(3)}, tmp_path / "other.pt")
     torch.save(dict.fromkeys(("conv1.weight", "layer1.0.conv1.weight"), torch.ones(2)), tmp_path / "cut.pt")
     torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pt")
