@@ -4,6 +4,7 @@ import fcntl
 import os
 import shutil
 import threading
+import zipfile
 from types import SimpleNamespace
 
 import common
@@ -78,11 +79,16 @@ def test_a_broken_npz_is_refused_by_name(tmp_path, case):
     refused("own.npz", tmp_path / "own.npz")
 
 
-@pytest.mark.parametrize("name", ["cut.npz", "text.npz", "empty.npz", "folder.npz", "absent.npz", "cifar11"])
+@pytest.mark.parametrize(
+    "name", ["cut.npz", "text.npz", "raw.npz", "empty.npz", "folder.npz", "absent.npz", "cifar11"]
+)
 def test_files_that_are_no_npz_are_refused(tmp_path, name):
     np.savez(tmp_path / "cut.npz", **arrays())
     os.truncate(tmp_path / "cut.npz", 2000)
     (tmp_path / "text.npz").write_bytes(b"x")
+    with zipfile.ZipFile(tmp_path / "raw.npz", "w") as file:
+        for key in common.NPZ_KEYS:
+            file.writestr(f"{key}.npy", b"raw")
     (tmp_path / "empty.npz").touch()
     (tmp_path / "folder.npz").mkdir()
     refused(name, tmp_path / name)
@@ -181,6 +187,14 @@ def test_a_packed_file_that_is_cut_short_or_of_other_images_is_refused(folder):
         refused("damaged", folder, 16)
     np.save(file, np.zeros((9, 3, 16, 16), np.uint8))
     refused("not its images", folder, 16)
+
+
+@pytest.mark.parametrize("change", [{"skipped": None}, {"skipped": [5]}, {"done": "a"}])
+def test_a_packed_folder_whose_notes_are_damaged_is_refused(folder, change):
+    common.load_dataset(folder, image_size=16)
+    file = folder / "packed-16" / "val.json"
+    common.write_json(file, common.read_json(file) | change)
+    refused("val has changed since", folder, 16)
 
 
 def test_a_file_system_without_locks_is_a_note(tmp_path, monkeypatch, capsys):

@@ -163,6 +163,7 @@ def test_results_of_their_row_are_skipped_others_trained_again_and_failures_name
     assert ready == ["--overwrite", "--resume", "--overwrite", *["--resume"] * 3] and done.returncode == 1
     for name, code in codes.items():
         assert f"{name}/seed0 ended with exit code {code}, log runs/mini/cifar10/{name}/seed0.log" in done.err
+    assert not run_of("cs-lastlayer").folder.exists()  # of what never began nothing is written
     left = "next mini/cifar10/noproj/seed0, which needs ? min; all need ? min (some not timed yet)"
     assert done.out.endswith(f"4 of 12 runs done; {left}\n")
     os.remove("codes")
