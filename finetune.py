@@ -108,7 +108,7 @@ def fit(args, data, chosen, encoder):
     views = torch.Generator(args.device).manual_seed(args.seed)
 
     out, config, checkpoint, result = common.open_run(args, run_name(args), data)
-    if result:
+    if result is not None:
         return result
     metrics = []
     begun = (0, 0.0)  # batches of the next epoch that are done, and the sum of their losses
@@ -218,22 +218,21 @@ def table(scale):
 
     if scale not in rows.SCALES:
         raise common.UserError(f"--table {scale} is none of {', '.join(rows.SCALES)}")
-    print(f"{'SparseHead table 2, ' + scale:64}{'top-1':>18}{'top-5':>18}  paper, ImageNet")
+    print(f"{'SparseHead table 2, ' + scale:70}{'top-1':>18}{'top-5':>18}  paper, ImageNet")
     for folder in sorted(Path("results-finetune", scale).glob("*")):
         for row in rows.of(rows.FT):
-            found = [common.read_json(path) for path in sorted((folder / row.name).glob("seed*.json"))]
-            found = [run for run in found if isinstance(run, dict)]
-            found = [
-                run for run in found if not rows.mismatch(run.get("config"), row.name, scale, folder.name)
-            ]
+            what = (row.name, scale, folder.name)
+            runs = [common.read_json(path) for path in sorted((folder / row.name).glob("seed*.json"))]
+            runs = [run for run in runs if isinstance(run, dict)]
+            runs = [run for run in runs if not rows.mismatch(run.get("config"), *what)]
             cells = ""
             for metric in ("top1", "top5"):
-                values = [run[metric] for run in found if isinstance(run.get(metric), float)]
+                values = [run[metric] for run in runs if isinstance(run.get(metric), float)]
                 spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
                 text = f"{statistics.mean(values):.1f}{spread} ({len(values)})" if values else "–"
                 cells += f"{text:>18}"
             paper = " ".join(map(str, row.paper.values()))
-            print(f"{folder.name:10}{row.name:22}{row.label:32}{cells}  {paper}")
+            print(f"{folder.name:12}{row.name:24}{row.label:34}{cells}  {paper}")
 
 
 def main():
