@@ -2005,7 +2005,9 @@ def run(main):
         finally:
             sys.stdout.flush()  # a full disk, a reader who left: at exit that would be two lines and code 120
     except (UserError, OSError) as error:
-        with contextlib.suppress(OSError):  # what can't be written must not be tried again at exit
+        try:
+            sys.stdout.flush()
+        except OSError:  # nor must it be tried again at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         fail(f"{script}: error: {error}", 2)
     except (RuntimeError, MemoryError) as error:
