@@ -555,7 +555,10 @@ def encoder_end(encoder):
     """The last weight layer of the encoder, and the BatchNorm behind it or None: of a ResNet without `fc`
     those that end the residual branch of its last block."""
     if not _is_resnet(encoder) or not isinstance(encoder.fc, nn.Identity):
-        return [m for m in encoder.modules() if isinstance(m, nn.Conv2d | nn.Linear)][-1], None
+        layers = [m for m in encoder.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+        if not layers:
+            raise UserError("the encoder has no convolution and no linear layer")
+        return layers[-1], None
     block = encoder.layer4[-1]
     layer, norm = (block.conv3, block.bn3) if hasattr(block, "conv3") else (block.conv2, block.bn2)
     return layer, norm if _is_batchnorm(norm) and norm.affine and norm.track_running_stats else None
@@ -1289,8 +1292,10 @@ class Training:
     def require_finite(self, *tensors):
         """Ends the program with exit code 1 unless all values are finite. It waits for the device."""
         if not all(torch.isfinite(tensor).all() for tensor in tensors):
-            why = f"loss or weights are not finite after step {self.step}: try a smaller --lr or --reg-weight"
-            fail(f"{why}. checkpoint.pt, if there, is the last good one", 1)
+            why = f"loss, weights or features are not finite after step {self.step}"
+            fail(
+                f"{why}: try a smaller --lr or --reg-weight. checkpoint.pt, if there, is the last good one", 1
+            )
 
     def state_dict(self):
         """All that a run needs to be continued to the same weights."""
@@ -1359,7 +1364,7 @@ def fit(args, data, encoder, projector, loss, name, probe=None, modules=()):
     per_epoch = len(data.x_train) // batch  # without an incomplete batch
     first = process_index() == 0  # the process that writes, prints and evaluates
     out, config, checkpoint, result = first_process(lambda: open_run(args, name, data))
-    if result is not None:
+    if result:
         leave_processes()
         return result
     torch.manual_seed(args.seed)
@@ -1427,9 +1432,11 @@ def fit(args, data, encoder, projector, loss, name, probe=None, modules=()):
     weights = {key: value.cpu().contiguous() for key, value in encoder.state_dict().items()}
     write_tensors(out / "encoder.pt", weights)
     frozen = frozen or representations(encoder, data)
-    result = {"config": config, **evaluate(encoder, projector, data, frozen)}
-    if probe:
-        result |= probe(*frozen)
+    try:
+        result = {"config": config, **evaluate(encoder, projector, data, frozen)}
+        result |= probe(*frozen) if probe else {}
+    except UserError as error:  # no bad input: embeddings have overflowed
+        fail(f"the run can't be evaluated: {error}", 1)
     history = [line for line in run.metrics if "knn200" in line]
     best = max(history, key=lambda line: line["knn200"])
     result |= {
@@ -1823,13 +1830,10 @@ def open_run(args, name, data):
     """
     out = args.out or Path("runs") / f"{Path(args.dataset).absolute().stem}-{name}-seed{args.seed}"
     config = _configuration(args, name) | {"data": _checksum(args, data)}
-    device = config["device"]
+    new = config
     there, temporary = _claim(out)
     if there and not args.overwrite:
         _require_same_run(out, there, config, args.resume)
-        codes = {there.get("code"), config["code"]} - {None}
-        if len(codes) > 1:
-            note(f"{out} is of another version of {config['script']}")
         config = there
     else:
         for file in RUN_FILES[:-1]:  # a kill from here on leaves config.json, by which the folder is a run's
@@ -1838,11 +1842,18 @@ def open_run(args, name, data):
     for path in temporary:
         path.unlink(missing_ok=True)
     if (out / "result.json").exists():
+        result = read_json(out / "result.json")
+        if not (isinstance(result, dict) and "config" in result):
+            raise UserError(f"{out / 'result.json'} is no result: without it --resume evaluates again")
         print(f"{out} is finished")
-        return out, config, None, read_json(out / "result.json")
+        return out, config, None, result
     checkpoint = _checkpoint(out / "checkpoint.pt")
-    if config.get("device") != device:
+    if config.get("device") != new["device"]:
         note(f"{out} was begun on {config.get('device')}: here its weights will differ in rounding")
+    if (config.get("code") or new["code"]).split()[-1] != new["code"]:
+        note(f"{out} was begun with another version of {config['script']} or common.py")
+        config = config | {"code": f"{config['code']} {new['code']}"}
+        write_json(out / "config.json", config)
     return out, config, checkpoint, None
 
 
@@ -1856,7 +1867,8 @@ def _configuration(args, name):
     versions = {module.__name__: str(module.__version__) for module in (torch, torchvision, np)}
     origin = {"device": device, "git": _git_commit(), "python": platform.python_version(), **versions}
     script = Path(sys.argv[0])
-    code = f"{zlib.crc32(script.read_bytes()):08x}" if script.is_file() else None
+    files = [file for file in (script, Path(__file__)) if file.is_file()]  # git knows no script of one's own
+    code = f"{zlib.crc32(b''.join(file.read_bytes() for file in files)):08x}"
     run = {"script": script.name, "code": code, "name": name, "arguments": arguments}
     return json.loads(json.dumps({**run, **origin}))
 
@@ -2000,15 +2012,9 @@ def run(main):
         getattr(sys, name).reconfigure(errors="backslashreplace")
     script = Path(sys.argv[0]).name
     try:
-        try:
-            main()
-        finally:
-            sys.stdout.flush()  # a full disk, a reader who left: at exit that would be two lines and code 120
+        main()
+        sys.stdout.flush()  # where a full disk is an error like others
     except (UserError, OSError) as error:
-        try:
-            sys.stdout.flush()
-        except OSError:  # nor must it be tried again at exit
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         fail(f"{script}: error: {error}", 2)
     except (RuntimeError, MemoryError) as error:
         lost = re.search("gloo|nccl|connection|socket|store|timed out", str(error), re.IGNORECASE)
@@ -2023,3 +2029,8 @@ def run(main):
         advice = "a smaller --batch-size or --width needs less"
         what = brief(error).split(" GPU ")[0]  # PyTorch adds five lines of advice
         fail(f"{script}: error: out of memory ({what}): {advice}", 1)
+    finally:
+        try:
+            sys.stdout.flush()
+        except OSError:  # Python would try again at its end, say so in two lines and change the exit code
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -108,7 +108,7 @@ def fit(args, data, chosen, encoder):
     views = torch.Generator(args.device).manual_seed(args.seed)
 
     out, config, checkpoint, result = common.open_run(args, run_name(args), data)
-    if result is not None:
+    if result:
         return result
     metrics = []
     begun = (0, 0.0)  # batches of the next epoch that are done, and the sum of their losses

@@ -45,7 +45,9 @@ def pack(path, size, skip_broken=False):
         note = common.read_json(note_file) if note_file.exists() else {}
         note = note if _is_note(note) else {}
         whole = (folder / f"{split}.npy").exists()
-        if whole and note.get("listing") != listing:
+        if whole and not note:
+            raise common.UserError(f"{note_file} is absent or damaged: {ANEW}")
+        if whole and note["listing"] != listing:
             raise common.UserError(f"{path / split} has changed since it was packed into {folder}: {ANEW}")
         if whole and note["skipped"] and not skip_broken:
             common.note(f"{folder} was packed without {len(note['skipped'])} unreadable images of {split}")
@@ -63,7 +65,7 @@ def _is_note(note):
     """Whether a JSON file's content is what `_write` writes."""
     names = note.get("skipped") if isinstance(note, dict) else None
     whole = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    return whole and isinstance(note.get("done"), int)
+    return whole and isinstance(note.get("done"), int) and "listing" in note
 
 
 def load(path, size):

@@ -416,7 +416,8 @@ def main():
     add("--budget", type=duration, default=float("inf"), help="ends after 90s, 9m or 2h (never)")
     add("--since", type=moment, default=time.time(), help="when the budget began, as date +%%s says (now)")
     args = parser.parse_args()
-    sys.stdout.reconfigure(errors="backslashreplace")
+    if sys.stdout:  # else closed
+        sys.stdout.reconfigure(errors="backslashreplace")
     runs = runs_of(args.tables, args.scale, args.seeds, args.datasets)
     code = 0
     try:

@@ -106,7 +106,7 @@ def ln_spectrum(values):
 
 
 def settings(result):
-    """A run's arguments; older runs lack --warmup-epochs."""
+    """A run's arguments; older runs lack --warmup-epochs. Missing if there is no learning rate."""
     get(result, "config", "arguments", "lr")
     return argparse.Namespace(**{"warmup_epochs": 0, **result["config"]["arguments"]})
 
@@ -122,9 +122,9 @@ def horizon(result):
 def size_and_horizon(runs):
     """D and H of runs, as text, where they are the same."""
     dims = {len(get(run, "spectra", "h")) for run in runs}
-    found = {horizon(run) for run in runs} - {None}
+    found = {number(horizon(run), 2) for run in runs} - {number(None)}
     parts = [f"D = {dims.pop()}"] if len(dims) == 1 else []
-    parts += [f"H = {number(found.pop(), 2)}"] if len(found) == 1 else []
+    parts += [f"H = {found.pop()}"] if len(found) == 1 else []
     return ", ".join(parts)
 
 
@@ -150,7 +150,7 @@ def shut(result):
     """{what: how many of h's dead coordinates}: lost to W^i, to γ_i, to a ReLU that no image opens, with
     β_i < 0 or not (one may count in several); and how many were dead at an evaluation, alive at the next."""
     norms = {key: np.array(values) for key, values in get(result, "row_norms").items()}
-    least = f"< {SHUT:.0%}, of its mean"
+    least = f"< {SHUT:.0%}, of its mean"  # a comma ends a line of a label
     lost = {
         "dead": np.ones(len(norms["variance"]), bool),
         rf"$\|W^i\|^2$, {least}": norms["bare"] < SHUT * norms["bare"].mean(),
@@ -201,7 +201,7 @@ def draw_curves(axis, curves):
         s = np.array([ln_spectrum(spectrum) for spectrum in spectra])
         k = np.arange(1, s.shape[1] + 1)
         whole = int(np.isfinite(s).all(0).sum())
-        label += f", k ≤ {whole} in all" if whole < len(k) else ""
+        label += f", k ≤ {whole} in every seed" if whole < len(k) else ""
         (line,) = axis.plot(k, s.mean(0), linestyle=style, label=label)
         axis.fill_between(k, s.min(0), s.max(0), color=line.get_color(), alpha=0.25, linewidth=0)
     axis.set(xlabel="index k of the singular value", xlim=(1, max([2, *lengths])))
@@ -453,11 +453,7 @@ FIGURES |= {
     "directclr-12": (draw_sweep, set(SWEEP[:-1]), ("dim",)),
     "row-norms": (draw_row_norms, set(QUESTION), ("row_norms",)),
     "ranks-over-time": (draw_history, set(METHODS), ("decay_horizon",)),
-    "clock": (
-        draw_clock,
-        {row.name for row in rows.of("clock") if row.tables == "clock"},
-        ("decay_horizon",),
-    ),
+    "clock": (draw_clock, {row.name for row in rows.own("clock")}, ("decay_horizon",)),
     "what-shuts": (draw_shut, set(QUESTION), ("row_norms", "gamma")),
 }
 

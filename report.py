@@ -407,9 +407,8 @@ def scale_paragraphs(results, scale, figures):
     yield f"## Scale `{scale}`: {rows.SCALES[scale].meaning}"
     for table, heading in (rows.TABLES | {"": "Rows of no paper"}).items():
         lines = lines_of(results, table)
-        # The clock's bases alone say nothing that table 2 does not.
-        own = [row.name for row in lines if table != "clock" or row.tables == "clock"]
-        datasets = results.datasets(scale, own)
+        own = rows.own(table) if table else lines
+        datasets = results.datasets(scale, [row.name for row in own])
         for dataset in datasets:
             header, *body = table_of(results, table, scale, dataset)
             yield f"### {heading}, {title(dataset)}"
@@ -419,10 +418,7 @@ def scale_paragraphs(results, scale, figures):
             ways = [f"{n} × {way}." for way, n in sorted(Counter(map(setting, runs)).items())]
             command = [f"`make {table} SCALE={scale} DATASETS={dataset}`."] if table else []
             yield " ".join(command + ways)
-        missing = {data for row in lines if row.name in own for data, _ in row.paper} - {
-            *datasets,
-            "imagenet",
-        }
+        missing = {dataset for row in own for dataset, _ in row.paper} - {*datasets, "imagenet"}
         if datasets and missing:
             yield f"Not measured: {', '.join(sorted(map(title, missing)))}."
     links = ", ".join(f"[{name}](figures/{scale}/{name}.png)" for name in figures)
@@ -581,7 +577,7 @@ def draw(results, folder):
 
 def show(results, table, scales):
     """A table as text with columns of equal width."""
-    names = [row.name for row in lines_of(results, table)]
+    names = [row.name for row in rows.own(table)]
     for scale in scales:
         if not results.datasets(scale, names):
             print(f"{rows.TABLES[table]}, {scale}: not measured")
@@ -619,9 +615,11 @@ def main():
             with common.atomic_write(args.out) as file:
                 file.write(text)
             print(args.out)
-    except common.ODD as error:
+    except common.UserError:
+        raise
+    except common.ODD as error:  # deeper in a result than `check` looks
         what = f"{type(error).__name__}: {common.brief(error)}"
-        raise common.UserError(f"{args.results} holds what can't be told or drawn ({what})") from None
+        raise common.UserError(f"{args.results} holds what can't be told or drawn ({what})") from error
     for problem in results.problems:
         print(f"report.py: left out: {problem}", file=sys.stderr)
     sys.exit(1 if results.problems else 0)

@@ -227,7 +227,7 @@ ROWS += [
 ]
 
 
-# At `compressed`; lr 0.06 and weight decay 1e-2 are the three rows themselves. Equal lr · wd is equal H.
+# For `compressed`, whose lr 0.06 and weight decay 1e-2 the bases have. Equal lr · weight decay is equal H.
 CLOCK = ("--weight-decay 2.5e-3", "--weight-decay 5e-4", "--lr 0.3 --weight-decay 2e-3")
 CLOCK += ("--lr 0.3 --weight-decay 5e-4", "--lr 0.3 --weight-decay 1e-4")
 ROWS += [
@@ -268,6 +268,11 @@ ROW = {row.name: row for row in [*ROWS, *(row._replace(recipe="finetune") for ro
 def of(table):
     """The rows of a table, in its order."""
     return [row for row in ROW.values() if table in row.tables.split()]
+
+
+def own(table):
+    """The rows of a table but for those that it only compares with: the clock's bases are table 2's."""
+    return [row for row in of(table) if row.tables == table or table != "clock"]
 
 
 def run_of(name):

@@ -151,9 +151,10 @@ def test_a_generator_makes_views_repeatable_whatever_the_global_seed(images):
 
 
 def test_a_pair_of_probabilities_is_that_of_each_view():
-    augment = common.Augment(8, blur_p=(1.0, 0.1), solarize_p=(0.0, 0.2))
+    blur, solarize = (1.0, 0.1), (0.0, 0.2)
+    augment = common.Augment(8, blur_p=blur, solarize_p=solarize)
     drawn = augment.draw(20_000, 32, 32, generator=seeded())
-    for chosen, pair in ((drawn["sigma"] > 0.05, augment.blur_p), (drawn["solarized"], augment.solarize_p)):
+    for chosen, pair in ((drawn["sigma"] > 0.05, blur), (drawn["solarized"], solarize)):
         assert [half.double().mean().item() for half in chosen.chunk(2)] == pytest.approx(pair, abs=0.01)
 
 

@@ -194,7 +194,7 @@ def test_a_packed_folder_whose_notes_are_damaged_is_refused(folder, change):
     common.load_dataset(folder, image_size=16)
     file = folder / "packed-16" / "val.json"
     common.write_json(file, common.read_json(file) | change)
-    refused("val has changed since", folder, 16)
+    refused("val.json is absent or damaged", folder, 16)
 
 
 def test_a_file_system_without_locks_is_a_note(tmp_path, monkeypatch, capsys):

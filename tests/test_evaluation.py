@@ -266,6 +266,11 @@ def test_an_encoder_of_ones_own_is_measured_and_its_last_layer_penalised(model, 
     assert len(norms) == len(found["row_norms"]["variance"]) == len(found["spectra"]["h"]) == encoder.dim
 
 
+def test_an_encoder_without_a_weight_layer_is_refused():
+    with pytest.raises(common.UserError, match="no convolution and no linear layer"):
+        common.encoder_end(nn.Flatten())
+
+
 def test_layers_that_are_not_there_are_null(model):
     encoder, _, data = model
     linear = common.projector("linear", encoder.dim)

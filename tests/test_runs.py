@@ -146,6 +146,12 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
     assert not list((tmp_path / "run").glob("*.tmp"))
 
 
+def test_ctrl_c_is_ctrl_c_where_stdout_can_not_be_written_too(start):
+    full = "sys.stdout = open('/dev/full', 'w')\n" + sabotage("Training.train_on", 3, INTERRUPT)
+    done = start("simclr.py", full)
+    assert done.returncode == 130 and done.err == "stopped after step 3 of 6; --resume continues\n"
+
+
 SLOW = dict.fromkeys(("simclr.py", "directclr.py", "barlow.py", "byol.py", "finetune.py"), "torch")
 SLOW |= dict.fromkeys(("report.py", "plot_spectra.py", "toy_linear.py"), "matplotlib")
 SLOW["plan.py"] = "statistics"
@@ -201,10 +207,14 @@ def test_a_finished_run_is_not_run_again(copied, again):
 
 
 def test_a_run_of_another_version_of_its_script_is_continued_with_a_note(copied, start):
-    assert "version" not in start("simclr.py --resume").err
-    put(copied / "config.json", read(copied, "config.json") | {"code": "00000000"})
+    (copied / "result.json").unlink()
+    config = read(copied, "config.json")
+    put(copied / "config.json", config | {"code": "00000000"})
     done = start("simclr.py --resume")
-    assert done.returncode == 0 and "is of another version of simclr.py" in done.err
+    assert done.returncode == 0 and "was begun with another version of simclr.py" in done.err
+    assert read(copied)["config"]["code"] == f"00000000 {config['code']}"
+    (copied / "result.json").unlink()
+    assert "version" not in start("simclr.py --resume").err
 
 
 @pytest.mark.parametrize(
@@ -228,13 +238,20 @@ def saved(content):
 DAMAGED = [("checkpoint.pt", content) for content in (b"no", saved(torch.ones(2)), saved({}))]
 
 
+@pytest.mark.parametrize("content", ["null", "{}"])
+def test_a_result_that_is_none_is_refused(copied, again, content):
+    put(copied / "result.json", content)
+    done = again("--resume")
+    assert done.returncode == 2 and "result.json is no result" in done.err
+
+
 @pytest.mark.parametrize("file, content", [*DAMAGED, ("checkpoint.pt", "no epochs"), ("config.json", b"{")])
-def test_damaged_runs_are_named(copied, again, file, content):
+def test_damaged_runs_are_named(copied, start, file, content):
     (copied / "result.json").unlink()
     if content == "no epochs":
         content = saved(torch.load(copied / file) | {"metrics": []})
     (copied / file).write_bytes(content)
-    done = again("--resume")
+    done = start("simclr.py --resume")
     assert done.returncode == 2 and len(done.err.splitlines()) == 1 and file in done.err
 
 
