@@ -201,7 +201,7 @@ def draw_curves(axis, curves):
         s = np.array([ln_spectrum(spectrum) for spectrum in spectra])
         k = np.arange(1, s.shape[1] + 1)
         whole = int(np.isfinite(s).all(0).sum())
-        label += f", k ≤ {whole} in every seed" if whole < len(k) else ""
+        label += f", drawn to k = {whole}" if whole < len(k) else ""
         (line,) = axis.plot(k, s.mean(0), linestyle=style, label=label)
         axis.fill_between(k, s.min(0), s.max(0), color=line.get_color(), alpha=0.25, linewidth=0)
     axis.set(xlabel="index k of the singular value", xlim=(1, max([2, *lengths])))
