@@ -1293,9 +1293,8 @@ class Training:
         """Ends the program with exit code 1 unless all values are finite. It waits for the device."""
         if not all(torch.isfinite(tensor).all() for tensor in tensors):
             why = f"loss, weights or features are not finite after step {self.step}"
-            fail(
-                f"{why}: try a smaller --lr or --reg-weight. checkpoint.pt, if there, is the last good one", 1
-            )
+            advice = "try a smaller --lr or --reg-weight. checkpoint.pt, if there, is the last good one"
+            fail(f"{why}: {advice}", 1)
 
     def state_dict(self):
         """All that a run needs to be continued to the same weights."""
