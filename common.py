@@ -1254,9 +1254,13 @@ PROGRESS = ("step", "seconds", "metrics", "start")  # attributes of a Training t
 class Training:
     """A run in progress: networks, optimiser, generators, step, and what has been measured so far."""
 
-    def __init__(self, args, encoder, projector, loss, modules=()):
+    def __init__(self, args, data, encoder, projector, loss, modules=()):
         made = training_step(args, encoder, projector, loss, modules)
         self.train_step, self.model, self.optimizer, self.views = made
+        self.args = args
+        self.data = data
+        self.per_epoch = len(data.x_train) // args.batch_size  # without an incomplete batch
+        self.steps = args.epochs * self.per_epoch
         self.cuda = args.device != "cpu"
         self.compiling = args.compile  # until the first step is done
         self.device = torch.device(args.device)
@@ -1268,6 +1272,14 @@ class Training:
         self.epoch_loss = torch.zeros((), device=self.device)
         self.metrics = []  # the lines of metrics.jsonl
         self.start = None  # statistics before the first step
+        self.frozen = None  # `representations` that were evaluated last
+
+    def remaining_batches(self):
+        """The images of every step to come, in the order that the seed gives each epoch."""
+        for epoch in range(self.step // self.per_epoch, self.args.epochs):
+            order = epoch_order(self.args.seed, epoch, len(self.data.x_train), self.device)
+            done = self.step % self.per_epoch
+            yield from batches(self.data, order, self.args.batch_size, done, self.device)
 
     def train_on(self, images, lr):
         """One step. A CPU checks the loss at once; a GPU would have to wait for it, so once an epoch."""
@@ -1296,20 +1308,53 @@ class Training:
             advice = "try a smaller --lr or --reg-weight. checkpoint.pt, if there, is the last good one"
             fail(f"{why}: {advice}", 1)
 
-    def state_dict(self):
-        """All that a run needs to be continued to the same weights."""
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "views": self.views.get_state(),
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.cuda else None,
-            "epoch_loss": self.epoch_loss,
-            **{key: getattr(self, key) for key in PROGRESS},
+    def end_epoch(self, path):
+        """The epoch's line, which metrics.jsonl gets; every --eval-every epochs it holds kNN and ranks."""
+        self.require_finite(self.epoch_loss)
+        before = self.metrics[-1]["seconds"] if self.metrics else 0.0
+        line = {
+            "epoch": self.step // self.per_epoch,
+            "loss": self.epoch_loss.item() / self.per_epoch,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "seconds": self.seconds,
+            "images_per_second": self.per_epoch * self.args.batch_size / (self.seconds - before),
         }
+        due = self.args.eval_every and line["epoch"] % self.args.eval_every == 0
+        if process_index() == 0 and (due or self.step == self.steps):
+            self.require_finite(*self.model.parameters())
+            self.frozen = representations(self.model["encoder"], self.data)
+            self.require_finite(self.frozen[0], self.frozen[2])
+            line |= {"knn200": knn_accuracy(*self.frozen), **rank_statistics(self.frozen[2])}
+        self.metrics.append(line)
+        self.epoch_loss.zero_()
+        if process_index() == 0:
+            with open(path, "a") as file:
+                file.write(json.dumps(line) + "\n")
+        return line
 
-    def load_state_dict(self, state):
-        """Continues from a `state_dict`."""
+    def save(self, path):
+        """Writes the checkpoint, unless the weights are not finite; of several processes the first does.
+
+        It holds all that a run needs to be continued to the same weights.
+        """
+        if process_index():
+            return
+        with self.paused():
+            self.require_finite(self.epoch_loss, *self.model.parameters())
+            state = {
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "views": self.views.get_state(),
+                "rng": torch.get_rng_state(),
+                "cuda_rng": torch.cuda.get_rng_state(self.device) if self.cuda else None,
+                "epoch_loss": self.epoch_loss,
+                **{key: getattr(self, key) for key in PROGRESS},
+            }
+            write_tensors(path, state)
+            self.last_save = time.perf_counter()
+
+    def load(self, state):
+        """Continues from what `save` wrote."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.views.set_state(state["views"])
@@ -1319,34 +1364,8 @@ class Training:
         self.epoch_loss += state["epoch_loss"].to(self.device)
         for key in PROGRESS:
             setattr(self, key, state[key])
-
-    def epoch_line(self, epoch, steps, batch):
-        """What metrics.jsonl says of an epoch of so many steps."""
-        before = self.metrics[-1]["seconds"] if self.metrics else 0.0
-        return {
-            "epoch": epoch,
-            "loss": self.epoch_loss.item() / steps,
-            "lr": self.optimizer.param_groups[0]["lr"],
-            "seconds": self.seconds,
-            "images_per_second": steps * batch / (self.seconds - before),
-        }
-
-    def end_epoch(self, line, path):
-        """Appends the line to metrics.jsonl; the next epoch's loss starts at 0."""
-        self.metrics.append(line)
-        self.epoch_loss.zero_()
-        if process_index() == 0:
-            with open(path, "a") as file:
-                file.write(json.dumps(line) + "\n")
-
-    def save(self, path):
-        """Writes the checkpoint, unless the weights are not finite; of several processes the first does."""
-        if process_index():
-            return
-        with self.paused():
-            self.require_finite(self.epoch_loss, *self.model.parameters())
-            write_tensors(path, self.state_dict())
-            self.last_save = time.perf_counter()
+        if len(self.metrics) != self.step // self.per_epoch:
+            raise ValueError(f"step {self.step}, {len(self.metrics)} epochs")
 
 
 def fit(args, data, encoder, projector, loss, name, probe=None, modules=()):
@@ -1358,81 +1377,66 @@ def fit(args, data, encoder, projector, loss, name, probe=None, modules=()):
     result.json. Interrupted at any moment and continued with --resume, a run ends with the same weights, on a
     CPU bit for bit.
     """
-    run = Training(args, encoder, projector, loss, modules)
-    batch = args.batch_size
-    per_epoch = len(data.x_train) // batch  # without an incomplete batch
+    run = Training(args, data, encoder, projector, loss, modules)
     first = process_index() == 0  # the process that writes, prints and evaluates
     out, config, checkpoint, result = first_process(lambda: open_run(args, name, data))
     if result:
         leave_processes()
         return result
-    torch.manual_seed(args.seed)
-    if checkpoint is not None:
-        try:
-            run.load_state_dict(checkpoint)
-            if len(run.metrics) != run.step // per_epoch:
-                raise ValueError(f"step {run.step}, {len(run.metrics)} epochs")
-        except Exception as error:  # whatever the file holds
-            raise UserError(f"{out / 'checkpoint.pt'} does not fit ({brief(error)}): --overwrite") from None
-    if first:
-        with atomic_write(out / "metrics.jsonl") as file:
-            file.write("".join(json.dumps(line) + "\n" for line in run.metrics).encode())
-
-    steps = args.epochs * per_epoch
-    rates = learning_rates(args, steps)
-    horizon = decay_horizon(args, steps)
-    text = f"none, for {args.optimizer}" if horizon is None else f"{horizon:.3g}"
-    print(f"{steps} steps, D = {encoder.dim}, decay horizon H = {text}")
+    begin(run, out, checkpoint)
     run.start = run.start or start_statistics(encoder, projector, data)
-    frozen = None
     run.model.train()
+    rates = learning_rates(args, run.steps)
     quiet = None if first else True  # None: unless it is a terminal
-    bar = tqdm(total=steps, initial=run.step, unit="img", unit_scale=batch, disable=quiet)
+    bar = tqdm(total=run.steps, initial=run.step, unit="img", unit_scale=args.batch_size, disable=quiet)
     stop = 0
     signals = [0]  # and those that come, also in the midst of a step
-
-    def remaining_batches():
-        for epoch in range(run.step // per_epoch, args.epochs):
-            order = epoch_order(args.seed, epoch, len(data.x_train), run.device)
-            yield from batches(data, order, batch, run.step % per_epoch, run.device)
-
     with on_signals(lambda number, _: signals.append(number)), bar:
         run.since = time.perf_counter()
-        for images in remaining_batches():
+        for images in run.remaining_batches():
             run.train_on(images, rates[run.step])
             bar.update()
-            if run.step % per_epoch == 0:
+            if run.step % run.per_epoch == 0:
                 with run.paused():
-                    run.require_finite(run.epoch_loss)
-                    line = run.epoch_line(run.step // per_epoch, per_epoch, batch)
-                    due = args.eval_every and line["epoch"] % args.eval_every == 0
-                    if first and (due or run.step == steps):
-                        run.require_finite(*run.model.parameters())
-                        frozen = representations(encoder, data)
-                        run.require_finite(frozen[0], frozen[2])
-                        line |= {"knn200": knn_accuracy(*frozen), **rank_statistics(frozen[2])}
-                    run.end_epoch(line, out / "metrics.jsonl")
+                    line = run.end_epoch(out / "metrics.jsonl")
                 bar.write("  ".join(f"{key} {x:.5g}" for key, x in line.items() if not isinstance(x, list)))
             stop = max_over_processes(signals[-1])
-            if stop or run.step == steps or time.perf_counter() - run.last_save > SAVE_EVERY:
+            if stop or run.step == run.steps or time.perf_counter() - run.last_save > SAVE_EVERY:
                 run.save(out / "checkpoint.pt")
             if stop:
                 break
     leave_processes()
-    if first:
-        stop = stop or signals[-1]  # the last save may have met one
+    stop = stop or first and signals[-1]  # the last save may have met one
+    if stop and first:
+        print(f"stopped after step {run.step} of {run.steps}; --resume continues", file=sys.stderr)
     if stop:
-        if first:
-            print(f"stopped after step {run.step} of {steps}; --resume continues", file=sys.stderr)
         sys.exit(128 + stop)
-    if not first:
-        return None
+    return finish(run, out, config, encoder, projector, probe) if first else None
 
+
+def begin(run, out, checkpoint):
+    """Draws a run's random numbers from its start, or continues it, and says how long it is."""
+    torch.manual_seed(run.args.seed)
+    if checkpoint is not None:
+        try:
+            run.load(checkpoint)
+        except Exception as error:  # whatever the file holds
+            raise UserError(f"{out / 'checkpoint.pt'} does not fit ({brief(error)}): --overwrite") from None
+    if process_index() == 0:
+        with atomic_write(out / "metrics.jsonl") as file:
+            file.write("".join(json.dumps(line) + "\n" for line in run.metrics).encode())
+    horizon = decay_horizon(run.args, run.steps)
+    text = f"none, for {run.args.optimizer}" if horizon is None else f"{horizon:.3g}"
+    print(f"{run.steps} steps, D = {run.model['encoder'].dim}, decay horizon H = {text}")
+
+
+def finish(run, out, config, encoder, projector, probe):
+    """Evaluates a run that is trained, writes encoder.pt and result.json, and returns what that holds."""
     weights = {key: value.cpu().contiguous() for key, value in encoder.state_dict().items()}
     write_tensors(out / "encoder.pt", weights)
-    frozen = frozen or representations(encoder, data)
+    frozen = run.frozen or representations(encoder, run.data)
     try:
-        result = {"config": config, **evaluate(encoder, projector, data, frozen)}
+        result = {"config": config, **evaluate(encoder, projector, run.data, frozen)}
         result |= probe(*frozen) if probe else {}
     except UserError as error:  # no bad input: embeddings have overflowed
         fail(f"the run can't be evaluated: {error}", 1)
@@ -1441,8 +1445,8 @@ def fit(args, data, encoder, projector, loss, name, probe=None, modules=()):
     result |= {
         "best": {"knn200": best["knn200"], "epoch": best["epoch"]},
         "seconds": run.seconds,
-        "images_per_second": steps * batch / run.seconds,
-        "decay_horizon": horizon,
+        "images_per_second": run.steps * run.args.batch_size / run.seconds,
+        "decay_horizon": decay_horizon(run.args, run.steps),
         "start": run.start,
         "history": history,
     }
