@@ -717,18 +717,24 @@ def byol_loss(p, z):
 REG_WEIGHT = {"none": 0.0, "lastlayer": 1.0, "werank": 0.1, "sparsehead": 1e-4, "lastlayer-bn": 1.0}
 
 
+def _wide(matrix):
+    return matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+
+
 def _smaller_gram(matrix):
-    return matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
+    return _wide(matrix) @ _wide(matrix).T
 
 
 def _gram_error(weight):
-    """G - I of the smaller Gram matrix G, WWᵀ or WᵀW, in float32."""
+    """G - I of the smaller Gram matrix G, WWᵀ or WᵀW, in float32, for a symmetric function of it."""
     if weight.ndim == 4 and not weight.is_contiguous():
         # channels_last: so the gradient has its layout, and autograd copies none; G's norm knows no order
         weight = weight.permute(0, 2, 3, 1)
     with torch.autocast(weight.device.type, enabled=False):
-        gram = _smaller_gram(*full_precision(weight.flatten(1)))
-        return gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        matrix = _wide(*full_precision(weight.flatten(1)))
+        # both factors of a symmetric G have the same gradient: one is computed and counts twice
+        half = matrix @ matrix.detach().T
+        return 2 * half - half.detach() - torch.eye(len(half), dtype=half.dtype, device=half.device)
 
 
 def lastlayer_penalty(weight):
