@@ -14,7 +14,7 @@ import plot_spectra as plot
 import rows
 from plot_spectra import get, ln_spectrum, measure, number
 
-METRICS = {"knn200": "kNN-200", "knn5": "kNN-5", "linear_top1": "linear"}
+METRICS = {"knn200": "kNN-200", "knn5": "kNN-5", "linear_top1": "linear", "linear_top5": "linear, top-5"}
 METRICS |= {"knn200_z": "kNN-200 of z", "subvector_linear_top1": "linear of z"}
 RANKS = {"rank_1e-3": "rank", "rank_1e-2": "rank at 1e-2", "rank_1e-5": "rank at 1e-5"}
 RANKS |= {"entropy_rank": "entropy rank", "rankme": "RankMe"}
@@ -252,8 +252,9 @@ CLAIM_PARTS = [
     *[part for text in CONSTANTS for part in pooled("C12", "knn200_z", text, CONSTANTS[text], role="beside")],
     *pooled("C13", "knn200", "lastlayer > none, at LL's weight", LASTLAYER),
     accuracy("C13", "knn200", "noproj-lastlayer, best weight", "noproj", role="beside"),
-    *pooled("C14", "knn200", "lastlayer ≥ WERank, at the tables' weights", WERANK, -AT_LEAST),
     accuracy("C14", "knn200", *BEST, -AT_LEAST),
+    *pooled("C14", "knn200", "lastlayer ≥ WERank, at the tables' weights", WERANK, -AT_LEAST, "beside"),
+    *[accuracy("C14", "knn200", *pair, -AT_LEAST, role="beside") for pair in WERANK],
     *rises("C15", "bare_spectra", "bare ln σ_k of h", "noproj-lastlayer", "noproj"),
     *rises("C15", "spectra", "ln σ_k of h", "noproj-lastlayer", "noproj", role="beside"),
     *[part._replace(role="beside") for part in ranks("C15", "h", "noproj-lastlayer", "noproj")],

@@ -1806,6 +1806,15 @@ def write_tensors(path, content):
         file.write(buffer.getbuffer())
 
 
+def write_figure(path, figure):
+    """A matplotlib figure in the format of the path's suffix, atomically."""
+    image = io.BytesIO()
+    figure.savefig(image, format=path.suffix[1:], dpi=150, bbox_inches="tight")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        file.write(image.getbuffer())
+
+
 def write_json(path, content):
     """The one way that a dict is written as JSON: atomically, a line a key, NaN and infinity as null."""
     content = json.loads(json.dumps(content), parse_constant=lambda _: None)

@@ -137,7 +137,7 @@ def in_use(folder):
 # --------------------------------------------------------------------------------------- how long runs take
 
 START = 15  # seconds before the first epoch of a run, which nothing records
-ALIKE = ("arch", "width", "stem", "image_size", "batch_size", "train_size", "labels")  # in runs of one pace
+ALIKE = ("arch", "width", "stem", "image_size", "batch_size", "train_size", "labels")
 
 
 def epoch_ends(folder):
@@ -156,13 +156,14 @@ def changed(file):
     return 0.0
 
 
-def kind(script, arguments):
-    """What runs of one pace share, beside the device."""
-    return script, *(arguments.get(key) for key in ALIKE)
+def kinds(script, arguments):
+    """What runs of one pace share, beside the device: all of it, and, if that is unknown, most of it."""
+    most = (script, Path(arguments["dataset"]).stem, *(arguments.get(key) for key in ALIKE))
+    return (*most, arguments.get("reg"), arguments.get("projector")), most
 
 
 def paces():
-    """{kind: (seconds of an epoch, of the rest of a run)}: medians of the runs on the device of the latest.
+    """{one of `kinds`: (seconds of an epoch, of the rest of a run)}, medians of runs on the latest device.
 
     The first epoch, which compiles, counts to the rest.
     """
@@ -176,8 +177,8 @@ def paces():
             if result.exists():  # since the last epoch, not the start: a run may have waited to be continued
                 rest += max(0, changed(result) - changed(file.with_name("metrics.jsonl")))
             config = read(file)
-            alike = timed.setdefault(kind(config["script"], config["arguments"]), [])
-            alike.append((config["device"], result.exists(), steady, rest))
+            for key in kinds(config["script"], config["arguments"]):
+                timed.setdefault(key, []).append((config["device"], result.exists(), steady, rest))
     found = {}
     for key, alike in timed.items():
         same = [one for one in alike if one[0] == alike[-1][0]]
@@ -193,7 +194,8 @@ def seconds_left(run, known):
     if not known:
         return None
     arguments = rows.arguments(run.row, run.scale, run.dataset)
-    pace = known.get(kind(rows.command(run.row, run.scale, run.dataset)[0], arguments))
+    wanted = kinds(rows.command(run.row, run.scale, run.dataset)[0], arguments)
+    pace = next((known[key] for key in wanted if key in known), None)
     return pace and pace[0] * max(0, arguments["epochs"] - epochs_done(run)) + pace[1]
 
 

@@ -16,7 +16,6 @@ if __name__ == "__main__":  # Ctrl-C during imports ends the process there, with
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
-import io
 import sys
 from itertools import chain, islice, pairwise, product
 from pathlib import Path
@@ -539,13 +538,9 @@ def main():
     try:
         figure = draw(runs, args)
         lines = list(table(runs))
-        image = io.BytesIO()
-        figure.savefig(image, format=args.out.suffix[1:], dpi=150, bbox_inches="tight")
+        common.write_figure(args.out, figure)
     except common.ODD as error:
         raise common.UserError(f"these results can't be drawn ({common.brief(error)})") from None
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with common.atomic_write(args.out) as file:
-        file.write(image.getbuffer())
     print(*lines, args.out, sep="\n")
 
 

@@ -31,7 +31,7 @@ import rows
 from claims import BEST, CLAIM_PARTS, CLAIMS, LEAST, METRICS, UNDECIDED, document
 from plot_spectra import get, measure, number, title
 
-COLUMNS = {  # of a table; of others kNN-200 and linear
+COLUMNS = {  # of a table; of others kNN-200 and linear, and of SparseHead's on ImageNet top-1 and top-5
     "table1": ("knn200", "knn200_z"),
     "directclr-tables": ("linear_top1", "subvector_linear_top1"),
     "sparsehead-table": ("linear_top1", "knn5"),
@@ -149,7 +149,7 @@ def judged(results, claim, scale):
             groups = [results.complete(part, scale, datasets)]
         found += [(group, part, results.compare(part, scale, group)) for group in groups]
     among = sum(bool(e and e.n) for _, part, e in found if part.role != "beside")
-    return [(group, part, e, claims.outcome(part, e, among)) for group, part, e in found]
+    return [(group, part, e, claims.outcome(part, e, max(1, among))) for group, part, e in found]
 
 
 def source_of_chance(result):
@@ -219,9 +219,10 @@ def printed(name, dataset, metric):
 
 def verdict(results, claim, scale):
     """(verdict, statistic) of one of C6 … C18 at a scale; None where nothing of it is measured."""
-    found = [line for line in judged(results, claim, scale) if line[1].role != "beside"]
-    if not any(e for _, _, e, _ in found):
+    every = judged(results, claim, scale)
+    if not any(e for _, _, e, _ in every):
         return None
+    found = [line for line in every if line[1].role != "beside"]
     outcomes = [text for *_, text in found]
     deciding = {text for _, part, _, text in found if part.role == "decides"} - {"nothing to judge"}
     said = "undecided"
@@ -363,7 +364,10 @@ def table_of(results, table, scale, dataset):
     lines = lines_of(results, table)
     runs = [list(results.of(scale, dataset, row.name).values()) for row in lines]
     columns = [["row", *(row.name for row in lines)], ["", *(row.label for row in lines)]]
-    for metric in COLUMNS.get(table, ("knn200", "linear_top1")):
+    metrics = COLUMNS.get(table, ("knn200", "linear_top1"))
+    if table == "sparsehead-table" and dataset.startswith("imagenet"):
+        metrics = ("linear_top1", "linear_top5")
+    for metric in metrics:
         ours = [[run[metric] for run in of_row if metric in run] for of_row in runs]
         papers = [None if table == "clock" else printed(row.name, dataset, metric) for row in lines]
         papers = [found or (None, None) for found in papers]
@@ -569,10 +573,8 @@ def draw(results, folder):
             figure.suptitle(f"{figure.get_suptitle()} [{plot.size_and_horizon(runs)}]".removesuffix(" []"))
             figures[f"{scale}/{name}"] = figure
     for name, figure in figures.items():
-        path = folder / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150, bbox_inches="tight")
-        print(path)
+        common.write_figure(folder / f"{name}.png", figure)
+        print(folder / f"{name}.png")
 
 
 def show(results, table, scales):

@@ -35,10 +35,14 @@ class Row(NamedTuple):
 
 
 class Scale(NamedTuple):
-    """How large and how long runs are: flags behind those of a row, and what that means."""
+    """How large and how long runs are: flags behind those of a row, and what that means.
+
+    sgd: flags of the rows with SGD besides.
+    """
 
     flags: str
     meaning: str
+    sgd: str = ""
 
 
 class DataSet(NamedTuple):
@@ -58,8 +62,9 @@ SCALES = {
     "paper": Scale("", "the papers' epochs and width"),
     "short": Scale("--epochs 50", "50 epochs, otherwise as the papers"),
     "compressed": Scale(
-        "--width 32 --stem imagenet --epochs 10 --warmup-epochs 0 --weight-decay 1e-2 --eval-every 2",
+        "--width 32 --stem imagenet --epochs 10 --warmup-epochs 0 --eval-every 2",
         "for a CPU: width 32, ImageNet stem, 10 epochs with 20 times the weight decay",
+        sgd="--weight-decay 1e-2",
     ),
     "mlp": Scale(
         "--arch mlp --image-size 16 --eval-every 20", "for a CPU: three layers with ReLU between, 16 pixels"
@@ -137,7 +142,7 @@ DIRECT = "directclr.py"
 KIND = "simclr.py --projector"
 SIM = "simclr.py --temperature 0.5 --embedding 1.0"  # SparseHead's z is as wide as h (d = m in its section 4)
 LIN = f"{SIM} --projector linear"
-R50 = f"{SIM} --arch resnet50"
+R50 = "--arch resnet50"
 SH = "... + SparseHead"
 # Tables
 BOTH = "table2 directclr-tables"
@@ -211,8 +216,8 @@ SPARSEHEAD_ROWS = [
     Row("sh-barlow-sparsehead", ST, SH, "barlow.py --reg sparsehead"),
     Row("sh-simclr-linear", ST, "SimCLR, linear projector", LIN),
     Row("sh-simclr-linear-sparsehead", ST, SH, f"{LIN} --reg sparsehead"),
-    Row("sh-resnet50", ST, "SimCLR, ResNet-50", R50),
-    Row("sh-resnet50-sparsehead", ST, SH, f"{R50} --reg sparsehead"),
+    Row("sh-resnet50", ST, "SimCLR, ResNet-50", SIM, after=R50),
+    Row("sh-resnet50-sparsehead", ST, SH, f"{SIM} --reg sparsehead", after=R50),
 ]
 ROWS += [row._replace(recipe="sparsehead", paper=PRINTED.get(row.name, {})) for row in SPARSEHEAD_ROWS]
 ROWS += [
@@ -291,8 +296,10 @@ def command(name, scale, dataset, data_dir="data"):
         words += ["--dataset", str(Path(data_dir, dataset)), "--image-size", str(pixels)]
     else:
         words += ["--dataset", dataset]
-    size = "" if ROW[name].pretrained else SCALES[scale].flags
-    return [*words, "--data-dir", str(data_dir), *f"{size} {ROW[name].after}".split()]
+    size = SCALES[scale]
+    flags = size.flags if "--optimizer" in words else f"{size.flags} {size.sgd}"
+    flags = "" if ROW[name].pretrained else flags
+    return [*words, "--data-dir", str(data_dir), *f"{flags} {ROW[name].after}".split()]
 
 
 # ------------------------------------------------------------------------------------ is a result its row's?
@@ -352,7 +359,7 @@ def _resolved(script, given, pixels):
 
 def _of_scale(scale):
     """What a scale says of any method: epochs, width, number of images, and what else it has a flag for."""
-    words = SCALES[scale].flags.split()
+    words = f"{SCALES[scale].flags} {SCALES[scale].sgd}".split()
     flags = {word[2:].replace("-", "_") for word in words if word.startswith("--")}
     found = vars(_parser("simclr.py").parse_args(words))
     return {key: found[key] for key in sorted({"epochs", "width", "train_size", *flags} - FREE)}

@@ -773,7 +773,7 @@ def main():
         folder.mkdir(parents=True, exist_ok=True)
     for name, figure in figures(results, args):
         path = args.out[0] / f"toy-{name}.png"
-        figure.savefig(path, dpi=150, bbox_inches="tight")
+        common.write_figure(path, figure)
         print(path)
     path = args.out[1] / ("toy-images.json" if runs["T8"] else "toy.json")
     common.write_json(path, results)

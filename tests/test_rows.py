@@ -62,6 +62,8 @@ def test_tables_have_the_papers_rows_with_ll_or_sparseheads_recipe():
         ("sh-byol", "paper", "imagenet", {"arch": "resnet50", "optimizer": "adam", "epochs": 1000}),
         ("sh-resnet50-sparsehead", "mini", "cifar10", {"arch": "resnet50", "embedding": 256}),
         ("sh-simclr", "mlp", "tiny-imagenet", {"image_size": 16, "arch": "mlp", "epochs": 1000}),
+        ("sh-simclr", "compressed", "cifar10", {"epochs": 10, "width": 32, "weight_decay": 1e-6}),
+        ("sh-resnet50", "mlp", "cifar10", {"image_size": 16, "arch": "resnet50"}),
         ("sh-byol", "short", "cifar10", SH | {"epochs": 50}),
         ("sh-byol-sparsehead", "paper", "stl10", SH | STL | {"embedding": None, "momentum": 0.99}),
         ("noproj-lastlayer-10", "paper", "cifar10", {"reg": "lastlayer", "reg_weight": 10.0}),
