@@ -281,7 +281,8 @@ def test_a_claim_holds_if_what_decides_is_shown_and_fails_if_a_part_is_refuted(w
         write("short", {"cs-lastlayer": accuracies})  # one base undecided, or refuted
         assert page()[1]["C13"][0][2] == f"**{said}** (short)"
     write("short", {"noproj-werank": [81.0, 82.0, 85.0]})  # beside, where no part has a say
-    assert page()[1]["kNN-200: noproj-lastlayer ≥ noproj-werank"][0][-2:] == ["beside", "undecided, against it"]
+    beside = page()[1]["kNN-200: noproj-lastlayer ≥ noproj-werank"]
+    assert beside[0][-2:] == ["beside", "undecided, against it"]
 
 
 def test_pooling_takes_the_mean_of_each_seed_first(write, page):
