@@ -74,7 +74,7 @@ ODD = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, Va
 class Dataset(NamedTuple):
     """Images uint8 (N, 3, H, W), labels int64 (N,), -1 of a training image without one (STL-10).
 
-    mapped: the images lie in files, and are read as they are needed.
+    mapped: the images lie in files, or in memory beside a GPU that is too small, and are read as needed.
     """
 
     name: str
@@ -180,6 +180,8 @@ def _download(name, npz):
     try:
         npz.parent.mkdir(parents=True, exist_ok=True)
         lock(npz.parent, wait=True)  # two that download at once would spoil each other's archive
+        for cut_short in npz.parent.glob(f"{npz.name}.*.tmp"):
+            cut_short.unlink()
         if npz.exists():
             return _read_npz(npz)
         parts = [kind(str(npz.parent), download=True, **split) for split in splits]
@@ -539,7 +541,11 @@ def _is_batchnorm(module):
 
 
 def _is_resnet(encoder):
-    return isinstance(encoder, torchvision.models.ResNet)
+    """Whether it is torchvision's, also where it was changed: a deep stem or a stage that is cut off."""
+    if not isinstance(encoder, torchvision.models.ResNet) or not isinstance(encoder.conv1, nn.Conv2d):
+        return False
+    blocks = torchvision.models.resnet.BasicBlock | torchvision.models.resnet.Bottleneck
+    return isinstance(encoder.layer4, nn.Sequential) and isinstance(encoder.layer4[-1], blocks)
 
 
 def memory_format(encoder):
@@ -950,14 +956,13 @@ def prepare(args, resolve=resolve):
 
 
 def _to_device(data, device):
-    """The data on the device; but images that lie in files stay there if half its free memory is too little,
-    and on a CPU, which keeps in memory what it has read."""
+    """The data on the device, but for images that half its free memory is too little for. Those in files stay
+    there on a CPU, which keeps in memory what it has read."""
     found = data._replace(y_train=data.y_train.to(device), y_test=data.y_test.to(device))
-    if data.mapped and device.type == "cpu":
+    if device.type == "cpu":
         return found
-    room = torch.cuda.mem_get_info(device)[0] // 2 if data.mapped else math.inf
-    if data.x_train.nbytes + data.x_test.nbytes > room:
-        return found
+    if data.x_train.nbytes + data.x_test.nbytes > torch.cuda.mem_get_info(device)[0] // 2:
+        return found._replace(mapped=True)
     return found._replace(x_train=data.x_train.to(device), x_test=data.x_test.to(device), mapped=False)
 
 
@@ -1210,13 +1215,16 @@ def training_step(args, encoder, projector, loss, modules=()):
     """
     cuda = args.device != "cpu"
     torch.backends.cudnn.benchmark = True  # the shapes stay, so the fastest convolutions are worth a search
-    # Views have a generator of their own: runs of one seed share them, whatever else a method draws.
+    # Views have a generator of their own: runs of one seed share them, whatever else a method draws on the
+    # device. On CUDA the order of the jitter is drawn on the host, from torch's own generator.
     generator = torch.Generator(args.device).manual_seed(args.seed)
     odds = {"grey_p": args.grey_p, "blur_p": args.blur_p, "solarize_p": args.solarize_p}
     share = (process_index(), processes())
     augment = Augment(args.image_size, args.crop_scale, jitter=args.jitter, **odds, share=share)
     model = nn.ModuleDict({"encoder": encoder, "projector": projector, "others": nn.ModuleList(modules)})
     if processes() > 1 and cuda:
+        if any(map(_is_batchnorm, (encoder, projector, *modules))):  # it would be replaced in the model alone
+            raise UserError("several processes need a BatchNorm inside another module, as nn.Sequential is")
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     elif processes() > 1 and any(map(_is_batchnorm, model.modules())):
         note(f"on a CPU each of the {processes()} processes has BatchNorm statistics of its own")
@@ -1278,7 +1286,7 @@ class Training:
         self.epoch_loss = torch.zeros((), device=self.device)
         self.metrics = []  # the lines of metrics.jsonl
         self.start = None  # statistics before the first step
-        self.frozen = None  # `representations` that were evaluated last
+        self.frozen = None  # `representations` after the last step
 
     def remaining_batches(self):
         """The images of every step to come, in the order that the seed gives each epoch."""
@@ -1328,9 +1336,10 @@ class Training:
         due = self.args.eval_every and line["epoch"] % self.args.eval_every == 0
         if process_index() == 0 and (due or self.step == self.steps):
             self.require_finite(*self.model.parameters())
-            self.frozen = representations(self.model["encoder"], self.data)
-            self.require_finite(self.frozen[0], self.frozen[2])
-            line |= {"knn200": knn_accuracy(*self.frozen), **rank_statistics(self.frozen[2])}
+            frozen = representations(self.model["encoder"], self.data)
+            self.require_finite(frozen[0], frozen[2])
+            line |= {"knn200": knn_accuracy(*frozen), **rank_statistics(frozen[2])}
+            self.frozen = frozen if self.step == self.steps else None  # gigabytes of ImageNet
         self.metrics.append(line)
         self.epoch_loss.zero_()
         if process_index() == 0:
@@ -1517,7 +1526,8 @@ def representations(encoder, data):
     """train_h (N, D), train_y (N,), test_h (M, D), test_y (M,) of the labelled images."""
     labelled = data.y_train >= 0
     whole = labelled.all()  # to index would copy every image
-    images = (data.x_train if whole else data.x_train[labelled], data.x_test)
+    x_train = data.x_train if whole else data.x_train[labelled.to(data.x_train.device)]
+    images = (x_train, data.x_test)
     train_h, test_h = (features(encoder, None, x, ("h",))["h"] for x in images)
     return train_h, data.y_train[labelled], test_h, data.y_test
 
@@ -1748,15 +1758,19 @@ def layer_statistics(encoder, projector, x):
 
 def start_statistics(encoder, projector, data):
     """`layer_statistics` and kNN-200 before the first step, on copies whose BatchNorms have the statistics of
-    up to 2,048 training images: those that they start with, 0 and 1, are no one's."""
+    up to 2,048 training images: those that they start with, 0 and 1, are no one's. None but in process 0."""
     modules = copy.deepcopy(nn.ModuleList([encoder, projector]))
     for module in modules.modules():
         if _is_batchnorm(module):
+            module.reset_running_stats()
             module.momentum = None  # a plain average
+    drawn = torch.randperm(len(data.x_train), generator=torch.Generator().manual_seed(0))  # of all classes
     with torch.no_grad():
-        for block in data.x_train[:2048].split(256):
+        for block in drawn[:2048].to(data.x_train.device).split(256):
             if len(block) > 1:  # the variance of one is none
-                modules[1](modules[0](inputs(encoder, block)))
+                modules[1](modules[0](inputs(encoder, data.x_train[block])))
+    if process_index():
+        return None
     found = layer_statistics(*modules, data.x_test)
     for layer in filter(None, found["covariance"].values()):
         del layer["block"]  # heat maps are large, and norms of random weights say nothing
@@ -1888,7 +1902,7 @@ def _configuration(args, name):
     files = [file for file in (script, Path(__file__)) if file.is_file()]  # git knows no script of one's own
     code = f"{zlib.crc32(b''.join(file.read_bytes() for file in files)):08x}"
     run = {"script": script.name, "code": code, "name": name, "arguments": arguments}
-    return json.loads(json.dumps({**run, **origin}))
+    return json.loads(json.dumps({**run, **origin}, default=str))  # a path as text
 
 
 def _checksum(args, data):
@@ -1923,7 +1937,10 @@ def _claim(out):
     entries = set(out.iterdir())
     temporary = {path for file in RUN_FILES for path in out.glob(f"{file}.*.tmp")}
     config_file = out / "config.json"
-    there = read_json(config_file) if config_file in entries else None
+    try:
+        there = read_json(config_file) if config_file in entries else None
+    except UserError as error:
+        raise UserError(f"{error}: choose another --out, or remove the folder") from None
     if entries - temporary and not (isinstance(there, dict) and isinstance(there.get("arguments"), dict)):
         raise UserError(f"{out} is there and is not a run's folder: choose another with --out")
     # a run that ended before its first checkpoint has nothing to lose
@@ -1932,9 +1949,10 @@ def _claim(out):
 
 
 def _require_same_run(out, there, config, resume):
-    about = ("script", "name", "data")
-    old, new = ({**c["arguments"], **{key: c.get(key) for key in about}} for c in (there, config))
-    new["data"] = old["data"] and new["data"]  # older runs do not say
+    about = ("the script", "the name", "the data")  # one's own arguments may be called so
+    about = {key: key.removeprefix("the ") for key in about}
+    old, new = ({**c["arguments"], **{key: c.get(about[key]) for key in about}} for c in (there, config))
+    new["the data"] = old["the data"] and new["the data"]  # older runs do not say
     for arguments in (old, new):  # cuda:0 and cuda:1 are one kind of device, and a compiler may come or go
         arguments["device"] = str(arguments.get("device")).split(":")[0]
         arguments["compile"] = None

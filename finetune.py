@@ -185,7 +185,7 @@ def parser():
     add("--labels", type=number(float, 1e-9, 1), help="share of them, class-balanced (0.01; --freeze 1)")
     add = found.add_argument_group("optimisation: SGD, momentum 0.9, cosine to 0 (Barlow Twins)").add_argument
     add("--epochs", type=number(int, 1), help="(20; --freeze 100)")
-    add("--batch-size", type=number(int, 4), default=256, help="images, at most (256)")
+    add("--batch-size", type=number(int, 4), default=256, help="images at most, no more than there are (256)")
     add("--lr", type=number(float, 1e-12), help="of the linear layer (0.5; --freeze 0.3; --scratch as below)")
     add("--lr-encoder", type=number(float, 1e-12), help="(0.002; --scratch 0.06 batch/128)")
     add("--weight-decay", type=number(float, 0), help="(0; --freeze 1e-6)")

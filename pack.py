@@ -40,7 +40,8 @@ def pack(path, size, skip_broken=False):
             except OSError as error:
                 advice = "a folder of your own with links to its train and val will do"
                 raise common.UserError(f"{folder} can't be made ({common.brief(error)}): {advice}") from None
-            common.lock(folder)  # before it is read what there is: another process may just have ended
+            # before it is read what there is: another process may just have ended
+            common.lock(folder, wait=common.processes() > 1)
         note_file = folder / f"{split}.json"
         note = common.read_json(note_file) if note_file.exists() else {}
         note = note if _is_note(note) else {}

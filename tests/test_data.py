@@ -237,6 +237,16 @@ def test_named_sets_are_downloaded_once_and_then_read_from_the_npz(tmp_path, mon
     assert first.name == kind.lower() and first.y_train.min() == (-1 if kind == "STL10" else 0)
 
 
+def test_images_that_do_not_fit_on_a_gpu_stay_in_memory(tiny, monkeypatch):
+    data = common.load_dataset(tiny)
+    whole = data.x_train.nbytes + data.x_test.nbytes
+    for free, kept in ((2 * whole, "meta"), (2 * whole - 2, "cpu")):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, 0))
+        found = common._to_device(data, torch.device("meta"))
+        assert found.x_train.device.type == kept and found.mapped == (kept == "cpu")
+        assert found.y_train.device.type == "meta"
+
+
 def test_a_second_download_waits_for_the_first_and_takes_what_it_made(tmp_path):
     descriptor = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -245,6 +245,13 @@ def of_ones_own(kind):
         last = nn.Conv2d(8, 6, 3)
         return OwnEncoder(nn.Conv2d(3, 8, 3), nn.ReLU(), last, nn.AdaptiveAvgPool2d(1), nn.Flatten()), last
     encoder = common.resnet(width=4)
+    if kind == "a deep stem":
+        encoder.conv1 = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 4, 3, padding=1))
+        return encoder, encoder.layer4[-1].conv2
+    if kind == "a ResNet without its last stage":
+        encoder.layer4 = nn.Identity()
+        encoder.dim = 16
+        return encoder, encoder.layer3[-1].conv2
     if kind == "a ResNet with fc":
         encoder.fc = nn.Linear(32, 6)
         encoder.dim = 6
@@ -254,7 +261,16 @@ def of_ones_own(kind):
     return encoder, encoder.layer4[-1].conv2
 
 
-@pytest.mark.parametrize("kind", ["convolutions", "a ResNet with fc", "a ResNet that ends in GroupNorm"])
+KINDS = [
+    "convolutions",
+    "a deep stem",
+    "a ResNet without its last stage",
+    "a ResNet with fc",
+    "GroupNorm at the end",
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_an_encoder_of_ones_own_is_measured_and_its_last_layer_penalised(model, kind):
     data = model[2]
     encoder, last = of_ones_own(kind)
@@ -291,8 +307,6 @@ def test_evaluation_leaves_weights_and_batchnorm_statistics_alone(model, functio
 
 def test_start_statistics_are_those_of_batchnorms_that_saw_the_training_images(model):
     encoder, head, data = model
-    for norm in batchnorms(encoder, head):
-        norm.reset_running_stats()
     start = common.start_statistics(*model)
     for norm in batchnorms(encoder, head):
         norm.momentum = 1.0  # one batch, and its statistics replace what was there
@@ -303,6 +317,23 @@ def test_start_statistics_are_those_of_batchnorms_that_saw_the_training_images(m
             assert (values is None) == (start[key][layer] is None)
             np.testing.assert_allclose(start[key][layer] or 0, values or 0, rtol=2e-3, atol=1e-7)
     assert start["knn200"] == pytest.approx(common.knn_accuracy(*common.representations(encoder, data)))
+
+
+def test_start_statistics_see_all_classes_of_images_that_are_sorted_by_class():
+    x = torch.randint(0, 40, (5000, 3, 8, 8), dtype=torch.uint8)
+    x[3000:] += 200
+    data = common.Dataset("", x, torch.arange(5000) // 3000, x[::50], torch.arange(100) // 60, ("0", "1"))
+    encoder = OwnEncoder(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(3), nn.Linear(3, 6))
+    start = common.start_statistics(encoder, nn.Identity(), data)["bare_spectra"]["h"]
+    encoder[2].momentum = 1.0
+    encoder(common.normalize(x))
+    expected = common.layer_statistics(encoder, None, data.x_test)["bare_spectra"]["h"]
+    assert start[0] == pytest.approx(expected[0], rel=0.05)
+
+
+def test_start_statistics_are_computed_by_the_first_process_alone(model, monkeypatch):
+    monkeypatch.setattr(common, "process_index", lambda: 1)
+    assert common.start_statistics(*model) is None
 
 
 def test_layer_statistics_hold_spectra_and_heat_maps_of_every_layer(model):

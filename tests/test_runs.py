@@ -8,6 +8,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import common
 import numpy as np
@@ -189,6 +190,17 @@ def test_another_runs_folder_is_never_touched(copied, again, flags, there, says)
     for word in (says, "--resume", "--out", "--overwrite"):
         assert word in done.err
     assert contents(copied) == before
+
+
+def test_arguments_of_ones_own_may_be_paths_and_have_any_name():
+    args = SimpleNamespace(device="cpu", name="a", script=Path("b"), data="c")
+    config = common._configuration(args, "row") | {"data": "96 images"}
+    assert config["arguments"] == {"device": "cpu", "name": "a", "script": "b", "data": "c"}
+    common._require_same_run(Path("run"), config, config, True)
+    for key in ("name", "script", "data"):
+        other = config | {"arguments": config["arguments"] | {key: "z"}}
+        with pytest.raises(common.UserError, match=f"another run, {key} is z there"):
+            common._require_same_run(Path("run"), other, config, True)
 
 
 def test_a_run_on_data_that_has_changed_is_another_run(copied, script, tiny):
