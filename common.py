@@ -545,7 +545,8 @@ def _is_resnet(encoder):
     if not isinstance(encoder, torchvision.models.ResNet) or not isinstance(encoder.conv1, nn.Conv2d):
         return False
     blocks = torchvision.models.resnet.BasicBlock | torchvision.models.resnet.Bottleneck
-    return isinstance(encoder.layer4, nn.Sequential) and isinstance(encoder.layer4[-1], blocks)
+    stage = encoder.layer4
+    return isinstance(stage, nn.Sequential) and len(stage) > 0 and isinstance(stage[-1], blocks)
 
 
 def memory_format(encoder):
@@ -1421,7 +1422,7 @@ def fit(args, data, encoder, projector, loss, name, probe=None, modules=()):
             if stop:
                 break
     leave_processes()
-    stop = stop or first and signals[-1]  # the last save may have met one
+    stop = stop or (first and signals[-1])  # the last save may have met one
     if stop and first:
         print(f"stopped after step {run.step} of {run.steps}; --resume continues", file=sys.stderr)
     if stop:

@@ -249,7 +249,7 @@ def of_ones_own(kind):
         encoder.conv1 = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 4, 3, padding=1))
         return encoder, encoder.layer4[-1].conv2
     if kind == "a ResNet without its last stage":
-        encoder.layer4 = nn.Identity()
+        encoder.layer4 = nn.Sequential()
         encoder.dim = 16
         return encoder, encoder.layer3[-1].conv2
     if kind == "a ResNet with fc":
