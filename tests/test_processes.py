@@ -10,16 +10,20 @@ import pytest
 import torch
 from conftest import ROOT, TINY_RUN, read, sabotage
 
+# A ReLU that rounding opens changes a gradient by a thousandth, which a few steps turn into a tenth.
+SMOOTH = """
+import torch
+torch.nn.ReLU.forward = lambda _, x: torch.nn.functional.gelu(x)
+"""
 # What BatchNorms of several processes on a CPU do, in one: each takes the statistics of its own share.
 SHARES = """
-import torch
 def embed(encoder, projector, x1, x2):
     if not os.path.exists("first.pt"):
         torch.save(encoder.state_dict(), "first.pt")
     return tuple(torch.cat([projector(encoder(part)) for part in x.chunk({0})]) for x in (x1, x2))
 common.embed = embed
 """
-LARS = "--optimizer lars --lr 0.3 --warmup-epochs 1 --blur-p 1.0 0.1 --solarize-p 0 0.2"
+LARS = "--optimizer lars --lr 0.1 --warmup-epochs 1 --blur-p 1.0 0.1 --solarize-p 0 0.2"
 METHODS = {
     "simclr.py --reg werank": 2,
     f"simclr.py --projector orthogonal --cross-view {LARS}": 2,
@@ -44,8 +48,8 @@ def differing(first, second, tolerance):
 @pytest.mark.parametrize("row", METHODS)
 def test_processes_train_the_weights_of_one(row, start, tmp_path):
     count = METHODS[row]
-    assert start(f"{row} --out one", before=SHARES.format(count)).returncode == 0
-    done = start(row, processes=count)
+    assert start(f"{row} --out one", before=SMOOTH + SHARES.format(count)).returncode == 0
+    done = start(row, SMOOTH, count)
     assert done.returncode == [0] * count and done.err.count("BatchNorm statistics of its own") == 1
     one, several = (read(tmp_path / name, "metrics.jsonl") for name in ("one", "run"))
     assert [line["loss"] for line in one] == pytest.approx([line["loss"] for line in several], rel=1e-5)
