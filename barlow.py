@@ -1,6 +1,6 @@
 """Barlow Twins with and without its projector, with a penalty on the weights in the projector's place.
 
-Reproduces LL figure 1b (spectra with and without projector) and SparseHead table 1 (Barlow Twins), with the
+Reproduces LL figure 1b (spectra without projector) and SparseHead table 1 (Barlow Twins), with the
 recipe of SimCLR on CIFAR-10, as in lightly's benchmark.
 
     python barlow.py                                            with projector, 2048 wide

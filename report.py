@@ -10,12 +10,6 @@ share initial encoder, order of images and views. A file that is no such result,
 that it lies in, is named and left out, and the exit code is 1.
 """
 
-import signal
-
-if __name__ == "__main__":  # Ctrl-C during imports ends the process there, without a traceback
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-import argparse
 import sys
 from collections import Counter
 from functools import cache
@@ -156,7 +150,7 @@ def source_of_chance(result):
     """What decides with the seed which images and views a run sees: CPU or which GPU, and torch's version."""
     config = result["config"]
     device = "CPU" if " CPU, " in config["device"] else config["device"]
-    return device, config["torch"].split("+")[0]
+    return device, *(version.split("+")[0] for version in config["torch"].split())
 
 
 def check(result, scale, dataset, row, seed):
@@ -374,7 +368,7 @@ def table_of(results, table, scale, dataset):
         columns.append([METRICS[metric], *map(mean_std, ours)])
         for source in sorted({source for _, source in papers if source}):
             paper = "DirectCLR" if (table, source) == ("table2", "imagenet") else "paper"
-            columns.append([f"{paper}, {title(source)}", *(number(value) for value, _ in papers)])
+            columns.append([f"{paper}, {title(source)}", *(str(value or "–") for value, _ in papers)])
             if scale == "paper" and source == dataset:
                 gaps = [np.mean(x) - value if x and value else None for x, (value, _) in zip(ours, papers)]
                 columns.append(["difference", *(number(gap, sign=True) for gap in gaps)])
@@ -592,7 +586,7 @@ def show(results, table, scales):
 
 
 def main():
-    parser = common.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.Parser(__doc__)
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of results (results)")
     parser.add_argument("-o", "--out", type=Path, default=Path("RESULTS.md"), help="(RESULTS.md)")
     kind = parser.add_mutually_exclusive_group()

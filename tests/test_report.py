@@ -211,7 +211,10 @@ def test_each_claims_statistic_sees_what_it_is_about():
     assert values("C6", rose)[:2] == pytest.approx([-100 * fell / D, 100 * fell / D])
     assert values("C6", full, bare)[2] == values("C7", full, bare)[0] == values("C18", full, bare)[10] == fell
     assert values("C8", full) == pytest.approx([0.26, 0.01, -0.04])
-    assert values("C9", full, bare) == pytest.approx([moved / 3] * 3)
+    kept = int((np.array(flat) > 1e-3).sum())  # of the 64 each counts, but none moves by more than to 1e-3 σ₁
+    at_1e3 = np.mean([min(0.2 * k, np.log(1e3)) - 0.01 * k for k in range(kept)])
+    assert values("C9", full, bare)[::5] + values("C9", full, bare)[:1] == pytest.approx([moved / 3] * 3)
+    assert values("C9", full, bare)[1] == values("C9", full, bare)[4] == pytest.approx(at_1e3 / 3)
     assert values("C9", full, with_h(steep, steep))[0] == pytest.approx(moved * (1 / 3 - 1))
     assert values("C10", full) == pytest.approx([0.19 * 15.5] * 3)  # over the 32 that both have
     assert values("C15", full, bare)[:8] == pytest.approx([0.19 * (16 * i + 7.5) for i in (0, 1, 2, 3)] * 2)
@@ -222,9 +225,9 @@ def test_what_is_not_stored_is_not_measured():
     new = ("start", "bare_spectra", "weight_spectra")
     old = {key: value for key, value in hand_made(0).items() if key not in new}
     assert values("C6", old)[:3] == [None, None, 0] and values("C15", old)[:4] == [None] * 4
-    assert values("C9", old)[2] is None and values("C10", old) == [0, None, None]
+    assert values("C9", old)[-1] is None and values("C10", old) == [0, None, None]
     assert values("C8", old)[1:] == [None, None]
-    assert values("C9", old | {"spectra": layers(FALLING) | {"layer3": None}})[1] is None
+    assert values("C9", old | {"spectra": layers(FALLING) | {"layer3": None}})[3] is None
 
 
 def test_what_shuts_a_dimension_is_told_apart():
