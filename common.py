@@ -54,6 +54,7 @@ torch.backends.cudnn.allow_tf32 = False
 warnings.filterwarnings("ignore", message=".*TensorFloat32 tensor cores.*")
 # Of files that are refused, which one line says.
 warnings.filterwarnings("ignore", message=".*TorchScript archive|Validating sparse tensor invariants")
+warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # pack.py's, nor written
 
 # glibc keeps freed memory for later up to the size of the largest block freed so far, 32 MB at most. Freeing
 # 30 MB once makes Augment 1.6 times as fast on a CPU.
@@ -112,7 +113,10 @@ def load_dataset(name, data_dir="data", image_size=None, skip_broken=False):
         if image_size is None:
             raise UserError(f"the image folder {path} needs --image-size")
         folder = _beside("pack")
-        folder.pack(path, image_size, skip_broken)
+        try:
+            folder.pack(path, image_size, skip_broken)
+        finally:  # processes of another node may pack on a disk of their own
+            unlock(path / f"packed-{image_size}")
         found = Dataset(path.stem, *folder.load(path, image_size), mapped=True)
         _require_two_images(found, path)
         return found
@@ -206,19 +210,23 @@ def _keep(arrays, npz):
         note(f"{npz} can't be written ({brief(error)})")
 
 
-def subset(data, size):
-    """`data` with `size` training images, the first of each class, in numbers that differ by 1 at most."""
-    keep = torch.zeros(len(data.y_train), dtype=torch.bool)
-    labels = data.y_train[data.y_train >= 0].unique().tolist()
+def balanced(y, size, flag):
+    """Indices of `size` images with labels y, the first of each class, in numbers that differ by 1 at most;
+    fewer where a class has fewer. flag: what asked for them."""
+    labels = y[y >= 0].unique()
     if size < len(labels):
-        raise UserError(f"--train-size {size} is less than the {len(labels)} classes")
-    for i, label in enumerate(labels):
-        count = size // len(labels) + (i < size % len(labels))
-        of_class = (data.y_train == label).nonzero()[:, 0]
-        if len(of_class) < count:
-            takes = f"--train-size {size} takes {count} images of class {data.classes[label]!r}"
-            raise UserError(f"{takes}; there are {len(of_class)}")
-        keep[of_class[:count]] = True
+        raise UserError(f"{flag} takes {size} images of {len(labels)} classes")
+    counts = [size // len(labels) + (i < size % len(labels)) for i in range(len(labels))]
+    return torch.cat([(y == label).nonzero()[:count, 0] for label, count in zip(labels, counts)])
+
+
+def subset(data, size):
+    """`data` with `size` training images, `balanced`, in their order."""
+    keep = balanced(data.y_train, size, f"--train-size {size}").sort().values
+    if len(keep) < size:
+        counts = {name: (data.y_train == label).sum() for label, name in enumerate(data.classes)}
+        least = min(filter(counts.get, counts), key=counts.get)
+        raise UserError(f"--train-size {size} takes more than the {counts[least]} images of class {least!r}")
     return data._replace(x_train=data.x_train[keep], y_train=data.y_train[keep])
 
 
@@ -805,7 +813,11 @@ def regularizer(args, encoder, projector):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with errors of one line."""
+    """argparse with the script's docstring as it is, no abbreviations, errors of one line."""
+
+    def __init__(self, doc):
+        raw = argparse.RawDescriptionHelpFormatter
+        super().__init__(description=doc, allow_abbrev=False, formatter_class=raw)
 
     def error(self, message):
         fail(f"{self.prog}: error: {message}", 2)
@@ -843,8 +855,7 @@ class OneOrTwo(argparse.Action):
 
 def arguments(doc):
     """A parser with the arguments that every method has; `doc` is the script's docstring."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = Parser(description=doc, allow_abbrev=False, formatter_class=raw)
+    parser = Parser(doc)
     add = parser.add_argument_group("data").add_argument
     add("--dataset", default="cifar10", help="cifar10, cifar100, stl10, shapes, .npz, folder (cifar10)")
     add("--data-dir", default="data", help="where the named sets are, and are downloaded to (data)")
@@ -1883,10 +1894,11 @@ def open_run(args, name, data):
     checkpoint = _checkpoint(out / "checkpoint.pt")
     if config.get("device") != new["device"]:
         note(f"{out} was begun on {config.get('device')}: here its weights will differ in rounding")
-    if (config.get("code") or new["code"]).split()[-1] != new["code"]:
-        note(f"{out} was begun with another version of {config['script']} or common.py")
-        config = config | {"code": f"{config['code']} {new['code']}"}
-        write_json(out / "config.json", config)
+    for key, what in (("code", f"{config['script']} or common.py"), ("torch", "torch")):
+        if (config.get(key) or new[key]).split()[-1] != new[key]:
+            note(f"{out} was begun with another version of {what}")
+            config = config | {key: f"{config[key]} {new[key]}"}
+            write_json(out / "config.json", config)
     return out, config, checkpoint, None
 
 
@@ -1907,9 +1919,11 @@ def _configuration(args, name):
 
 
 def _checksum(args, data):
-    """Of labels, and of images but those of a folder, which pack.py looks after."""
-    images = () if Path(args.dataset).is_dir() else (data.x_train, data.x_test)
-    found = 0
+    """Of labels and images, of a folder's images the names and sizes, which pack.py has noted."""
+    folder = Path(args.dataset) / f"packed-{args.image_size}"
+    names = "".join(file.read_text() for file in sorted(folder.glob("*.json")))
+    images = () if names else (data.x_train, data.x_test)
+    found = zlib.crc32(names.encode())
     for part in (data.y_train, data.y_test, *images):
         found = zlib.crc32(part.cpu().contiguous().numpy(), found)
     return f"{len(data.x_train)} + {len(data.x_test)} images, {found:08x}"
@@ -1957,6 +1971,8 @@ def _require_same_run(out, there, config, resume):
     for arguments in (old, new):  # cuda:0 and cuda:1 are one kind of device, and a compiler may come or go
         arguments["device"] = str(arguments.get("device")).split(":")[0]
         arguments["compile"] = None
+        arguments["checkpoint"] = None  # "pretraining" says what it holds, "the data" what lies at a path
+        arguments["dataset"] = Path(str(arguments.get("dataset"))).stem
     differing = [key for key in new if old.get(key) != new[key]]
     other = ", ".join(f"{key} is {old.get(key)} there, {new[key]} here"[:200] for key in differing)
     if other or not resume:
@@ -2054,7 +2070,8 @@ def run(main):
     except (UserError, OSError) as error:
         fail(f"{script}: error: {error}", 2)
     except (RuntimeError, MemoryError) as error:
-        lost = re.search("gloo|nccl|connection|socket|store|timed out", str(error), re.IGNORECASE)
+        network = "gloo|nccl|connection (closed|reset|refused)|socket|tcpstore|timed out"
+        lost = re.search(network, str(error), re.IGNORECASE)
         if lost and processes() > 1:
             what = brief(error).split(". ")[0]
             why = f"process {process_index()} has lost another one ({what}): --resume continues"

@@ -7,7 +7,7 @@ encoder.pt or any torchvision-named ResNet-18, -34 or -50. RUN is a run's folder
     python finetune.py RUN/encoder.pt                           1 % of the labels
     python finetune.py RUN/encoder.pt --scratch                 the baseline: its weights drawn anew
     python finetune.py RUN/encoder.pt --freeze                  a linear layer, all labels, 100 epochs
-    python finetune.py resnet50.pth --labels 0.1 --dataset imagenet100 --image-size 224
+    python finetune.py resnet50.pth --labels 0.1 --dataset data/imagenet100 --image-size 224
     python finetune.py --table mini                             SparseHead table 2 as make measured it
 """
 
@@ -43,12 +43,7 @@ def choose(y, share, seed):
     shuffled = shuffled[y[shuffled] >= 0]
     if share == 1:
         return shuffled
-    classes = y[shuffled].unique()
-    size = round(share * len(shuffled))
-    if size < len(classes):
-        raise common.UserError(f"--labels {share:g} takes {size} images of {len(classes)} classes")
-    counts = [size // len(classes) + (i < size % len(classes)) for i in range(len(classes))]
-    return torch.cat([shuffled[y[shuffled] == label][:count] for label, count in zip(classes, counts)])
+    return shuffled[common.balanced(y[shuffled], round(share * len(shuffled)), f"--labels {share:g}")]
 
 
 def optimizer(args, encoder, classifier):
@@ -170,8 +165,7 @@ def run_name(args):
 
 def parser():
     """The command line's arguments."""
-    raw = argparse.RawDescriptionHelpFormatter
-    found = common.Parser(description=__doc__, allow_abbrev=False, formatter_class=raw)
+    found = common.Parser(__doc__)
     found.set_defaults(train_size=None, compile=False, skip_broken=False, warmup_epochs=0)  # for prepare
     number = common.number
     add = found.add_argument_group("encoder").add_argument

@@ -7,7 +7,6 @@
 centre-cropped. train.json and val.json say of which files. What is interrupted goes on where it was.
 """
 
-import argparse
 import hashlib
 import io
 import os
@@ -40,8 +39,7 @@ def pack(path, size, skip_broken=False):
             except OSError as error:
                 advice = "a folder of your own with links to its train and val will do"
                 raise common.UserError(f"{folder} can't be made ({common.brief(error)}): {advice}") from None
-            # before it is read what there is: another process may just have ended
-            common.lock(folder, wait=common.processes() > 1)
+            common.lock(folder, wait=True)  # before it is read what there is: another may just have ended
         note_file = folder / f"{split}.json"
         note = common.read_json(note_file) if note_file.exists() else {}
         note = note if _is_note(note) else {}
@@ -56,7 +54,7 @@ def pack(path, size, skip_broken=False):
             started = note.get("listing") == listing
             if started and note["skipped"] and not skip_broken:
                 what = f"{folder} was begun without {note['skipped'][0]}, which is not readable"
-                raise common.UserError(f"{what}: --skip-broken goes on, or {ANEW}")
+                raise common.UserError(f"{what}: pack.py --skip-broken goes on, or {ANEW}")
             note = note if started else {"listing": listing, "done": 0, "skipped": []}
             _write(images, size, folder / f"{split}.part", note_file, note, skip_broken)
             os.replace(folder / f"{split}.part", folder / f"{split}.npy")
@@ -79,9 +77,11 @@ def load(path, size):
         kept = [file for file, _ in images.samples if os.path.relpath(file, path) not in skipped]
         labels = [parts["train"].class_to_idx[Path(file).relative_to(path).parts[1]] for file in kept]
         try:
-            # "c": copies of pages that nobody writes
-            x = np.lib.format.open_memmap(folder / f"{split}.npy", mode="c")
-        except Exception as error:  # zip, system: a damaged file has many
+            # only to be read: a mapping that may be written counts as memory, and there may be less
+            x = np.lib.format.open_memmap(folder / f"{split}.npy", mode="r")
+        except OSError:  # which names the file
+            raise
+        except Exception as error:  # a damaged file has many
             what = common.brief(error)
             raise common.UserError(f"{folder / split}.npy is damaged ({what}): {ANEW}") from None
         if x.dtype != np.uint8 or x.shape != (len(kept), 3, size, size):
@@ -148,7 +148,7 @@ def _write(images, size, part, note_file, note, skip_broken):
                     continue
                 what = f"{file} is not a readable image ({common.brief(image)})"
                 if not skip_broken:
-                    raise common.UserError(f"{what}: --skip-broken leaves such images out")
+                    raise common.UserError(f"{what}: pack.py --skip-broken leaves such images out")
                 print(f"left out: {what}", file=sys.stderr)
                 note["skipped"].append(os.path.relpath(file, place))
             out.flush()
@@ -166,8 +166,7 @@ def _write(images, size, part, note_file, note, skip_broken):
 
 
 def main():
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = common.Parser(description=__doc__, allow_abbrev=False, formatter_class=raw)
+    parser = common.Parser(__doc__)
     parser.add_argument("folder", type=Path, help="train/<class>/* and val/<class>/*")
     parser.add_argument("--image-size", type=common.number(int, 8, 4096), required=True, help="pixels")
     parser.add_argument("--skip-broken", action="store_true", help="leave unreadable images out")

@@ -16,27 +16,23 @@ By the pace of earlier runs, a run starts only if it will end within the budget.
 is stopped (SIGTERM) at the end, to be continued by the next call. Ctrl-C stops all runs; they save.
 """
 
-import signal
-
-if __name__ == "__main__":  # Ctrl-C during imports ends the process there, without a traceback
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
 import argparse
 import contextlib
 import fcntl
 import json
 import os
 import re
-import shutil
+import signal
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
+
+import common
 
 import rows
 
@@ -80,14 +76,13 @@ def runs_of(tables, scale, seeds, datasets):
 # ------------------------------------------------------------------------------------------- what is there
 
 
-# What reading a file may raise that is absent, damaged or of another kind
-DAMAGED = (ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError)
+DAMAGED = (*common.ODD, OSError)  # what reading a file may raise that is absent, damaged or of another kind
 
 
 def read(file):
     """The dict that a JSON file holds, an empty one where it is absent or damaged."""
-    with contextlib.suppress(*DAMAGED):
-        content = json.loads(file.read_text())
+    with contextlib.suppress(common.UserError):
+        content = common.read_json(file)
         return content if isinstance(content, dict) else {}
     return {}
 
@@ -247,8 +242,6 @@ class Trainer:
             self.environment.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // jobs)))
         self.each = {}  # run: future of its exit code
         self.processes = []
-        self.packing = threading.Lock()
-        self.packed = set()
         self.ended = False  # nothing starts any more
         self.signal = 0
 
@@ -284,15 +277,6 @@ class Trainer:
         while not self.ended and in_use(run.folder):
             time.sleep(1)
 
-    def pack(self, run, log):
-        """Packs a run's image folder, before two runs at once want to. Its errors are the run's too."""
-        pixels = rows.arguments(run.row, run.scale, run.dataset)["image_size"]
-        with self.packing:
-            if (run.dataset, pixels) not in self.packed:
-                self.packed.add((run.dataset, pixels))
-                command = [sys.executable, "pack.py", str(Path(self.data, run.dataset))]
-                self.execute([*command, "--image-size", str(pixels)], log, f"{run.dataset}: ")
-
     def command(self, run, mode):
         """The words that train a run; mode: --resume or --overwrite."""
         python = self.python[:1] if run.base else self.python
@@ -307,11 +291,9 @@ class Trainer:
         if not self.fits(run):
             return 0  # the line at the end says what is next
         self.wait_for(run)
-        log = run.folder.with_suffix(".log")
-        if self.jobs > 1 and rows.DATASETS[run.dataset].folder and not self.ended:
-            self.pack(run, log)
         if not self.fits(run):
             return 0
+        log = run.folder.with_suffix(".log")
         old = outdated(run)
         if state(run) or old:
             say(f"{state(run) or f'{run.folder} is of an older recipe ({old})'}: trained again")
@@ -358,19 +340,11 @@ def keep(run):
     if run.encoder and state(run._replace(encoder=False)) == "":
         return
     run.result.parent.mkdir(parents=True, exist_ok=True)
-    temporary = run.result.with_suffix(f".{os.getpid()}.tmp")
-    shutil.copyfile(run.folder / "result.json", temporary)
-    os.replace(temporary, run.result)
+    with common.atomic_write(run.result) as file:
+        file.write((run.folder / "result.json").read_bytes())
 
 
 # ---------------------------------------------------------------------------------------------- command line
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse with errors of one line."""
-
-    def error(self, message):
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
 
 
 def duration(text):
@@ -403,8 +377,7 @@ def datasets(text):
 
 
 def main():
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = Parser(description=__doc__, allow_abbrev=False, formatter_class=raw)
+    parser = common.Parser(__doc__)
     add = parser.add_argument
     add("action", choices=("list", "run"))
     tables = (*rows.TABLES, rows.FT)
@@ -418,20 +391,14 @@ def main():
     add("--budget", type=duration, default=float("inf"), help="ends after 90s, 9m or 2h (never)")
     add("--since", type=moment, default=time.time(), help="when the budget began, as date +%%s says (now)")
     args = parser.parse_args()
-    if sys.stdout:  # else closed
-        sys.stdout.reconfigure(errors="backslashreplace")
     runs = runs_of(args.tables, args.scale, args.seeds, args.datasets)
     code = 0
-    try:
-        if args.action == "run":
-            code = Trainer(args.data, args.jobs, args.gpus, args.since + args.budget).train_all(runs)
+    if args.action == "run":
+        code = Trainer(args.data, args.jobs, args.gpus, args.since + args.budget).train_all(runs)
+    with contextlib.suppress(BrokenPipeError):  # make plan | head
         show(runs, brief=args.action == "run")
-    except BrokenPipeError:  # make plan | head
-        os._exit(0)
-    except OSError as error:  # a full disk, a folder that is read-only
-        parser.error(str(error))
     sys.exit(code)
 
 
 if __name__ == "__main__":
-    main()
+    common.run(main)

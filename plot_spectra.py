@@ -10,11 +10,6 @@ state dict of a torchvision-named ResNet-18, -34 or -50 of either stem and any w
 or under the keys and prefixes that are in use. report.py draws the papers' figures with the functions below.
 """
 
-import signal
-
-if __name__ == "__main__":  # Ctrl-C during imports ends the process there, without a traceback
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
 import argparse
 import sys
 from itertools import chain, islice, pairwise, product
@@ -23,7 +18,6 @@ from pathlib import Path
 import common
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 
 import rows
 
@@ -184,6 +178,8 @@ def title(dataset):
 
 def panels(heading, lines, columns, width=4.2, height=3.2, sharey="row", height_ratios=None):
     """(figure, axes (lines, columns)) with a heading."""
+    from matplotlib.figure import Figure  # here, as RESULTS.md needs none
+
     figure = Figure(figsize=(max(width * columns, 5.5), height * lines + 0.4), layout="constrained")
     figure.suptitle(heading, fontsize=11)
     return figure, figure.subplots(lines, columns, squeeze=False, sharey=sharey, height_ratios=height_ratios)
@@ -509,7 +505,7 @@ def draw(runs, args):
 
 
 def main():
-    parser = common.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.Parser(__doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="run folders, result.json, checkpoints")
     parser.add_argument("--layer", choices=common.LAYERS, help="(h)")
     kind = parser.add_mutually_exclusive_group()

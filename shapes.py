@@ -6,7 +6,6 @@
     python shapes.py --size 64 -o big.npz     and --dataset big.npz
 """
 
-import argparse
 from pathlib import Path
 
 import common
@@ -67,9 +66,7 @@ def shapes(train=5000, test=1000, seed=0, size=32):
 
 
 def main():
-    parser = common.Parser(
-        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = common.Parser(__doc__)
     add = parser.add_argument
     add("-o", "--out", type=Path, default=Path("data/shapes.npz"), help="(data/shapes.npz)")
     add("--train", type=common.number(int, 10), default=5000, help="images to train on (5000)")

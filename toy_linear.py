@@ -696,8 +696,7 @@ def verdicts(trained):
 
 def arguments():
     """The parser of the command line."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = common.Parser(description=__doc__, formatter_class=raw, allow_abbrev=False)
+    parser = common.Parser(__doc__)
     add = parser.add_argument
     add("experiments", nargs="*", type=str.upper, metavar="T1 … T8", help="(T1 … T7)")
     add("--seeds", type=common.number(int, 1, 100), help="number of seeds (3; --quick 1)")

@@ -8,7 +8,6 @@ What is compared is measured by turns in one process on the same number of threa
 say so where there is none.
 """
 
-import argparse
 import contextlib
 import datetime
 import itertools
@@ -301,7 +300,7 @@ BENCHES = ON_CPU | {"epoch": bench_epoch, "start": bench_start}
 
 
 def main():
-    parser = common.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.Parser(__doc__)
     parser.add_argument("--data", default="data", help="folder with cifar10.npz (data)")
     parser.add_argument("--rounds", type=common.number(int, 1), default=9, help="of each median (9)")
     parser.add_argument("--only", help=f"some of {','.join(BENCHES)}")

@@ -5,6 +5,7 @@ import os
 import shutil
 import threading
 import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import common
@@ -113,6 +114,11 @@ def test_an_image_folder_of_many_formats_is_read_at_one_size(folder):
     data = common.load_dataset(folder, image_size=16)
     assert data.x_train.shape == (15, 3, 16, 16) and data.x_test.shape == (10, 3, 16, 16)
     assert data.classes == ("a", "b", "c") and data.y_test.tolist() == [1] * 5 + [2] * 5
+    packed = folder / "packed-16"
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    of_packed = {line.split()[1] for line in maps if f"{packed}/" in line}
+    assert of_packed == {"r--s"}  # else it has to fit in memory
+    assert packed.resolve() not in common._LOCKS
     grey = data.x_train[1]
     assert torch.equal(grey[0], grey[1]) and not torch.equal(data.x_train[0, 0], data.x_train[0, 1])
 
@@ -207,12 +213,13 @@ def test_a_file_system_without_locks_is_a_note(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err.startswith(f"note: {tmp_path} can't be locked")
 
 
-def test_a_folder_that_another_process_packs_is_refused(folder):
+def test_a_folder_that_another_process_packs_is_waited_for(folder, capsys):
     (folder / "packed-16").mkdir()
     descriptor = os.open(folder / "packed-16", os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
-    refused("in use by another process", folder, 16)
-    os.close(descriptor)
+    threading.Timer(0.5, os.close, (descriptor,)).start()
+    assert len(common.load_dataset(folder, image_size=16).x_train) == 15
+    assert "packed-16 is in use by another process: waiting" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["CIFAR10", "CIFAR100", "STL10"])
@@ -292,5 +299,5 @@ def test_a_subset_is_balanced_and_the_first_of_each_class():
 
 
 def test_a_class_with_too_few_images_for_a_subset_is_named():
-    with pytest.raises(common.UserError, match="4 images of class 'a'; there are 3"):
+    with pytest.raises(common.UserError, match="more than the 3 images of class 'a'"):
         common.subset(TEN, 10)

@@ -127,20 +127,18 @@ def test_make_hands_all_tables_to_plans_of_one_deadline_and_then_reports(folder,
     assert "--budget" not in make(folder, "-n", *targets).stdout
 
 
-def test_a_full_disk_is_one_line_and_exit_code_2(folder, capsys, monkeypatch):
+def test_a_full_disk_is_one_line_and_exit_code_2(folder, script, monkeypatch):
     def full(*_):
         raise OSError("no space left")
 
     monkeypatch.setattr(plan.Trainer, "train_all", full)
-    monkeypatch.setattr(sys, "argv", ["plan.py", *TABLE_2])
-    with pytest.raises(SystemExit, match="2"):  # not by common.run, which plan.py does without
-        plan.main()
-    assert capsys.readouterr().err == "plan.py: error: no space left\n"
+    done = script("plan.py", *TABLE_2)
+    assert done.returncode == 2 and done.err == "plan.py: error: no space left\n"
 
 
 def test_a_bad_variable_of_make_is_that_line(folder):
-    shutil.copy(ROOT / "plan.py", folder)
-    shutil.copy(ROOT / "rows.py", folder)
+    for name in ("plan.py", "rows.py", "common.py"):
+        shutil.copy(ROOT / name, folder)
     done = make(folder, "table2", "SEEDS=0,1")
     assert done.returncode == 2 and "--seeds: '0,1' must be whole numbers" in done.stderr and not done.stdout
 
@@ -276,15 +274,3 @@ def test_a_budget_stops_a_run_of_unknown_pace_and_the_next_call_continues_it(fol
     gate.unlink()
     assert plan.Trainer("data").train(run) == 0 and "--resume" in capsys.readouterr().out
     assert run.result.exists()
-
-
-def test_several_jobs_pack_an_image_folder_once_before_they_train(folder, monkeypatch):
-    commands = []
-    monkeypatch.setattr(plan.Trainer, "execute", lambda self, command, *_: commands.append(command[1:]) or 1)
-    runs = plan.runs_of(["table2"], "mlp", [0], ["tiny-imagenet"])[:3]
-    plan.Trainer("d", jobs=2).train_all(runs)
-    packed = ["pack.py", "d/tiny-imagenet", "--image-size", "16"]
-    assert commands[0] == packed and len(commands) == 4 and commands.count(packed) == 1
-    commands.clear()
-    plan.Trainer("d").train_all(runs)
-    assert [words[0] for words in commands] == ["simclr.py"] * 3

@@ -154,8 +154,7 @@ def test_ctrl_c_is_ctrl_c_where_stdout_can_not_be_written_too(start):
 
 
 SLOW = dict.fromkeys(("simclr.py", "directclr.py", "barlow.py", "byol.py", "finetune.py"), "torch")
-SLOW |= dict.fromkeys(("report.py", "plot_spectra.py", "toy_linear.py"), "matplotlib")
-SLOW["plan.py"] = "statistics"
+SLOW |= dict.fromkeys(("plan.py", "report.py", "plot_spectra.py"), "torch") | {"toy_linear.py": "matplotlib"}
 
 
 @pytest.mark.parametrize("name", SLOW)
@@ -208,7 +207,10 @@ def test_a_run_on_data_that_has_changed_is_another_run(copied, script, tiny):
     arrays["x_test"][3, 2, 1] += 1
     np.savez(copied.parent / tiny.name, **arrays)
     done = script("simclr.py", "--dataset", tiny.name, *TINY_RUN, "--out", "run", "--resume")
-    assert done.returncode == 2 and "data is 96 + 40 images" in done.err and "dataset" in done.err
+    assert done.returncode == 2 and "data is 96 + 40 images" in done.err and "dataset" not in done.err
+    shutil.copyfile(tiny, copied.parent / tiny.name)
+    done = script("simclr.py", "--dataset", tiny.name, *TINY_RUN, "--out", "run", "--resume")
+    assert done.returncode == 0 and "finished" in done.out  # the same data elsewhere
 
 
 def test_a_finished_run_is_not_run_again(copied, again):
@@ -218,13 +220,14 @@ def test_a_finished_run_is_not_run_again(copied, again):
     assert done.returncode == 0 and "finished" in done.out and contents(copied) == before
 
 
-def test_a_run_of_another_version_of_its_script_is_continued_with_a_note(copied, start):
+@pytest.mark.parametrize("key, name", [("code", "simclr.py or common.py"), ("torch", "torch")])
+def test_a_run_of_another_version_of_its_script_or_torch_is_continued_with_a_note(copied, start, key, name):
     (copied / "result.json").unlink()
     config = read(copied, "config.json")
-    put(copied / "config.json", config | {"code": "00000000"})
+    put(copied / "config.json", config | {key: "0.0"})
     done = start("simclr.py --resume")
-    assert done.returncode == 0 and "was begun with another version of simclr.py" in done.err
-    assert read(copied)["config"]["code"] == f"00000000 {config['code']}"
+    assert done.returncode == 0 and f"was begun with another version of {name}\n" in done.err
+    assert read(copied)["config"][key] == f"0.0 {config[key]}"
     (copied / "result.json").unlink()
     assert "version" not in start("simclr.py --resume").err
 
