@@ -26,6 +26,7 @@ import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -537,11 +538,10 @@ class MLP(nn.Module):
         self.layer1 = nn.Linear(3 * image_size**2, dim, bias=False)
         self.layer2 = nn.Linear(dim, dim, bias=False)
         self.layer3 = nn.Linear(dim, dim, bias=False)
-        self.hidden = nn.ReLU()
 
     def forward(self, x):
         x = self.layer1(x.flatten(1)).relu()
-        return self.layer3(self.hidden(self.layer2(x)))
+        return self.layer3(self.layer2(x).relu())
 
 
 def _is_batchnorm(module):
@@ -592,18 +592,15 @@ def load_encoder(path, image_size=None):
     or an MLP for images of another size.
     """
     weights = _checkpoint_weights(path)
-    found = _architecture(path, weights)
     try:
+        if not all(weight.isreal().all() and weight.isfinite().all() for weight in weights.values()):
+            raise ValueError("it holds weights that are not finite, or complex")
+        found = _architecture(weights)
         encoder = make_encoder(argparse.Namespace(**found))
-        outcome = encoder.load_state_dict(weights, strict=False)
+        encoder.load_state_dict(weights)
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"{path} does not fit: {str(error).splitlines()[-1].strip()}") from None
-    other = [key for key in outcome.missing_keys if not key.endswith("num_batches_tracked")]
-    other += [key for key in outcome.unexpected_keys if key.startswith("layer")]
-    if other:
-        raise UserError(f"{path} is not torchvision's {found['arch']}: only one of them has {other[0]}")
-    if not all(value.isfinite().all() for value in encoder.state_dict().values()):
-        raise UserError(f"{path} holds weights that are not finite")
+        why = str(error).splitlines()[-1].strip()
+        raise UserError(f"{path} does not fit: {why[:200]}") from None
     own = found["image_size"]
     if own and image_size not in (None, own):
         raise UserError(f"--image-size {image_size}: {path} takes images of {own} pixels")
@@ -611,7 +608,7 @@ def load_encoder(path, image_size=None):
 
 
 def _checkpoint_weights(path):
-    """{name: tensor} of the network in a file, without the prefixes in use."""
+    """{name: tensor} of the encoder in a file, without the prefixes in use, `fc` and what is behind it."""
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # official checkpoints carry arguments
             state = torch.load(path, map_location="cpu", weights_only=True)
@@ -623,26 +620,20 @@ def _checkpoint_weights(path):
     for _ in range(3):  # keys may be nested
         state = state if isinstance(state, dict) else {}
         state = next((state[key] for key in CHECKPOINT_KEYS if isinstance(state.get(key), dict)), state)
-    state = {key: value for key, value in state.items() if isinstance(key, str) and _is_plain(value)}
+    state = {key: value for key, value in state.items() if isinstance(key, str) and torch.is_tensor(value)}
     for prefix in (f"{outer}{inner}" for inner in CHECKPOINT_PREFIXES for outer in ("", "module.")):
         if {f"{prefix}conv1.weight", f"{prefix}layer1.weight"} & set(state):
-            return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+            names = tuple(f"{prefix}{name}" for name in ("conv1.", "bn1.", "layer"))
+            return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(names)}
     known = f"conv1.weight, itself or after {', '.join(CHECKPOINT_PREFIXES[1:])}"
     raise UserError(f"{path} is no torchvision ResNet: it has no {known}; it has {min(state, default=None)}")
 
 
-def _is_plain(value):
-    """Whether it is a tensor of real numbers, neither sparse nor nested."""
-    if not torch.is_tensor(value) or value.is_nested:
-        return False
-    return value.layout == torch.strided and not value.is_complex()
-
-
-def _architecture(path, weights):
+def _architecture(weights):
     """What `make_encoder` needs for weights of these names and shapes."""
     first = weights.get("layer1.weight", weights.get("conv1.weight"))
     if first.ndim != (2 if "layer1.weight" in weights else 4) or 0 in first.shape:
-        raise UserError(f"{path} does not fit: its first weight is {tuple(first.shape)}")
+        raise ValueError(f"its first weight is {tuple(first.shape)}")
     if "layer1.weight" in weights:
         size = math.isqrt(first.shape[1] // 3)
         return {"arch": "mlp", "stem": "cifar", "width": len(first) // 4, "image_size": size}
@@ -1146,37 +1137,31 @@ def average_gradients(parameters):
 
 def optimizer(args, parameters):
     """The optimiser that --optimizer names, fused on CUDA."""
-    options = {"lr": args.lr, "weight_decay": args.weight_decay}
-    if args.optimizer == "lars":
-        return LARS(parameters, **options)
-    options["fused"] = args.device != "cpu"
+    options = {"lr": args.lr, "weight_decay": args.weight_decay, "fused": args.device != "cpu"}
     if args.optimizer == "adam":
         return torch.optim.Adam(parameters, **options)
-    return torch.optim.SGD(parameters, momentum=0.9, **options)
+    kind = LARS if args.optimizer == "lars" else torch.optim.SGD
+    return kind(parameters, momentum=0.9, **options)
 
 
-class LARS(torch.optim.Optimizer):
-    """SGD with momentum 0.9 whose update g + wd · w of each weight is scaled to trust · ‖w‖ / ‖g + wd · w‖
+class LARS(torch.optim.SGD):
+    """SGD whose update g + wd · w of each weight is scaled to 1e-3 · ‖w‖ / ‖g + wd · w‖ before the momentum
     (You et al. 2017, eq. 6, as DirectCLR's public code has it); biases and BatchNorms (1-d) keep g."""
 
-    def __init__(self, parameters, lr, weight_decay=0.0, momentum=0.9, trust=1e-3):
-        defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "trust": trust}
-        super().__init__(parameters, defaults)
+    def __init__(self, parameters, weight_decay, **options):
+        super().__init__(parameters, **options)
+        self.decay = weight_decay  # SGD itself has none
 
     @torch.no_grad()
     def step(self):
         """One update of every parameter with a gradient; nothing waits for the device."""
         for group in self.param_groups:
-            for p in (p for p in group["params"] if p.grad is not None):
-                update = p.grad
-                if p.ndim > 1:
-                    update = update.add(p, alpha=group["weight_decay"])
-                    size = torch.linalg.vector_norm(p)
-                    ratio = group["trust"] * size / torch.linalg.vector_norm(update)
-                    update *= torch.where((size > 0) & ratio.isfinite(), ratio, 1)
-                if "momentum" not in self.state[p]:
-                    self.state[p]["momentum"] = torch.zeros_like(p)
-                p.sub_(self.state[p]["momentum"].mul_(group["momentum"]).add_(update), alpha=group["lr"])
+            for p in (p for p in group["params"] if p.grad is not None and p.ndim > 1):
+                p.grad.add_(p, alpha=self.decay)
+                size = torch.linalg.vector_norm(p)
+                ratio = 1e-3 * size / torch.linalg.vector_norm(p.grad)
+                p.grad.mul_(torch.where((size > 0) & ratio.isfinite(), ratio, 1))
+        super().step()
 
 
 def learning_rates(args, steps):
@@ -1497,37 +1482,31 @@ def inputs(encoder, x):
 def features(encoder, projector, x, layers=LAYERS):
     """{layer: float32 (N, dim)} of uint8 images x (N, 3, H, W), not augmented; BatchNorm statistics stay.
 
-    penultimate: a ResNet's layer4[-2], the last block but one; layer3: its last stage but one, both pooled;
-    of the MLP penultimate is the second layer. projector_hidden: what the last linear layer of several in the
-    projector sees. Layers that the networks do not have are left out; projector may be None.
+    penultimate: what a ResNet's last block sees, or the MLP's last layer; layer3: what a ResNet's last stage
+    sees, both pooled; projector_hidden: what the last linear layer of several in the projector sees. Layers
+    that the networks do not have are left out; projector may be None.
     """
     modules = nn.ModuleList([encoder, projector or nn.Identity()])
     training = encoder.training
     modules.eval()
-    places = {"penultimate": encoder.hidden} if isinstance(encoder, MLP) else {}
+    seen_by = {"penultimate": encoder.layer3} if isinstance(encoder, MLP) else {}
     if _is_resnet(encoder):
-        places = {"penultimate": [encoder.layer3, *encoder.layer4][-2], "layer3": encoder.layer3}
+        seen_by = {"penultimate": encoder.layer4[-1], "layer3": encoder.layer4}
     linears = [m for m in modules[1].modules() if isinstance(m, nn.Linear)]
     if linears[1:]:
-        places["projector_hidden"] = linears[-1]
-    inner = {}
+        seen_by["projector_hidden"] = linears[-1]
+    found = {}
 
-    def keep(layer):
-        def hook(_, inputs, output):
-            seen = inputs[0] if layer == "projector_hidden" else output
-            inner[layer] = seen.flatten(2).mean(2) if seen.ndim == 4 else seen
+    def keep(layer, _, inputs):
+        found[layer] = inputs[0].flatten(2).mean(2) if inputs[0].ndim == 4 else inputs[0]
 
-        return hook
-
-    hooks = [module.register_forward_hook(keep(layer)) for layer, module in places.items()]
+    hooks = [module.register_forward_pre_hook(partial(keep, layer)) for layer, module in seen_by.items()]
     parts = []
     for block in x.split(256):
-        h = encoder(inputs(encoder, block))
-        part = {"h": h}
+        found["h"] = encoder(inputs(encoder, block))
         if projector is not None:
-            part["z"] = projector(h)
-        part |= inner
-        parts.append({layer: part[layer] for layer in layers if layer in part})
+            found["z"] = projector(found["h"])
+        parts.append({layer: found[layer] for layer in layers if layer in found})
     for hook in hooks:
         hook.remove()
     modules.train(training)
@@ -1771,16 +1750,11 @@ def layer_statistics(encoder, projector, x):
 def start_statistics(encoder, projector, data):
     """`layer_statistics` and kNN-200 before the first step, on copies whose BatchNorms have the statistics of
     up to 2,048 training images: those that they start with, 0 and 1, are no one's. None but in process 0."""
-    modules = copy.deepcopy(nn.ModuleList([encoder, projector]))
-    for module in modules.modules():
-        if _is_batchnorm(module):
-            module.reset_running_stats()
-            module.momentum = None  # a plain average
+    modules = copy.deepcopy(nn.Sequential(encoder, projector))
     drawn = torch.randperm(len(data.x_train), generator=torch.Generator().manual_seed(0))  # of all classes
-    with torch.no_grad():
-        for block in drawn[:2048].to(data.x_train.device).split(256):
-            if len(block) > 1:  # the variance of one is none
-                modules[1](modules[0](inputs(encoder, data.x_train[block])))
+    blocks = drawn[:2048].to(data.x_train.device).split(256)
+    blocks = (block for block in blocks if len(block) > 1)  # the variance of one is none
+    torch.optim.swa_utils.update_bn((inputs(encoder, data.x_train[block]) for block in blocks), modules)
     if process_index():
         return None
     found = layer_statistics(*modules, data.x_test)
@@ -1951,30 +1925,28 @@ def _claim(out):
     lock(out)
     entries = set(out.iterdir())
     temporary = {path for file in RUN_FILES for path in out.glob(f"{file}.*.tmp")}
-    config_file = out / "config.json"
-    try:
-        there = read_json(config_file) if config_file in entries else None
-    except UserError as error:
-        raise UserError(f"{error}: choose another --out, or remove the folder") from None
+    there = None
+    with contextlib.suppress(UserError):
+        there = read_json(out / "config.json")
     if entries - temporary and not (isinstance(there, dict) and isinstance(there.get("arguments"), dict)):
-        raise UserError(f"{out} is there and is not a run's folder: choose another with --out")
+        raise UserError(f"{out} is there, and its config.json is no run's: choose another folder with --out")
     # a run that ended before its first checkpoint has nothing to lose
     kept = {out / file for file in ("checkpoint.pt", "result.json", "encoder.pt")}
     return (there if kept & entries else None), temporary
 
 
 def _require_same_run(out, there, config, resume):
-    about = ("the script", "the name", "the data")  # one's own arguments may be called so
-    about = {key: key.removeprefix("the ") for key in about}
-    old, new = ({**c["arguments"], **{key: c.get(about[key]) for key in about}} for c in (there, config))
-    new["the data"] = old["the data"] and new["the data"]  # older runs do not say
-    for arguments in (old, new):  # cuda:0 and cuda:1 are one kind of device, and a compiler may come or go
-        arguments["device"] = str(arguments.get("device")).split(":")[0]
-        arguments["compile"] = None
-        arguments["checkpoint"] = None  # "pretraining" says what it holds, "the data" what lies at a path
-        arguments["dataset"] = Path(str(arguments.get("dataset"))).stem
-    differing = [key for key in new if old.get(key) != new[key]]
-    other = ", ".join(f"{key} is {old.get(key)} there, {new[key]} here"[:200] for key in differing)
+    def plain(run):
+        # cuda:0 and cuda:1 are one kind of device, and a compiler may come or go; "data" says what lies at a
+        # data set's path, "pretraining" what at a checkpoint's
+        device = str(run["arguments"].get("device")).split(":")[0]
+        dataset = Path(str(run["arguments"].get("dataset"))).stem
+        return run["arguments"] | {"device": device, "dataset": dataset, "compile": None, "checkpoint": None}
+
+    old, new = plain(there), plain(config)
+    facts = [(key, there.get(key, config[key]), config[key]) for key in ("script", "name", "data")]
+    facts += [(key, old.get(key), value) for key, value in new.items()]
+    other = ", ".join(f"{key} is {was} there, {now} here"[:200] for key, was, now in facts if was != now)
     if other or not resume:
         what = f"another run, {other}" if other else "this run already"
         advice = "continue it with --resume and its arguments, choose another --out"
@@ -2024,12 +1996,10 @@ def unlock(folder):
 
 
 def _git_commit():
-    here = str(Path(__file__).resolve().parent)
-    command = ["git", "-C", here, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+    command = "git describe --always --dirty --abbrev=40 --exclude='*'"
+    here = Path(__file__).resolve().parent
+    done = subprocess.run(command, shell=True, cwd=here, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None
 
 
 def note(text):

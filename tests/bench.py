@@ -11,12 +11,10 @@ say so where there is none.
 import contextlib
 import datetime
 import itertools
-import json
 import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -272,31 +270,9 @@ def bench_epoch(args):
     yield "epoch-ratio-usual", "times faster than that, batch 128", theirs / ours, "x", 8
 
 
-def bench_start(args):
-    """From the start of simclr.py to its first step, with a cold and a warm compile cache, and its end."""
-    with tempfile.TemporaryDirectory() as folder:
-        x = np.random.default_rng(0).integers(0, 256, (60_000, 32, 32, 3), dtype=np.uint8)
-        y = np.arange(60_000) % 10
-        file = f"{folder}/random.npz"
-        np.savez(file, x_train=x[:50_000], y_train=y[:50_000], x_test=x[50_000:], y_test=y[50_000:])
-        environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": f"{folder}/cache"}
-        for cache, goal in (("cold", -90), ("warm", -15)):
-            flags = ["--dataset", file, "--epochs", "2", "--out", f"{folder}/{cache}"]
-            command = [sys.executable, "-u", str(ROOT / "simclr.py"), *flags]
-            start = time.perf_counter()
-            with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
-                ends = [time.perf_counter() - start for line in process.stdout if line.startswith("epoch")]
-            whole = time.perf_counter() - start
-            lines = (Path(folder) / cache / "metrics.jsonl").read_text().splitlines()
-            first, second = (json.loads(line)["seconds"] for line in lines)
-            begin = ends[0] - (second - first)
-            yield f"start-{cache}", f"start to first step, {cache} cache", begin, "s", goal
-        yield "end-seconds", "end of training to result.json", whole - begin - 2 * (second - first), "s", -15
-
-
 ON_CPU = {"augment": bench_augment, "step": bench_step, "penalties": bench_penalties}
 ON_CPU |= {"evaluation": bench_evaluation, "memory": bench_memory}
-BENCHES = ON_CPU | {"epoch": bench_epoch, "start": bench_start}
+BENCHES = ON_CPU | {"epoch": bench_epoch}
 
 
 def main():

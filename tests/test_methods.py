@@ -135,6 +135,14 @@ def test_rows_of_one_seed_share_encoder_order_of_images_and_views_those_of_anoth
         assert seen(row) == expected, row
 
 
+@pytest.mark.parametrize("name", ["simclr", "directclr", "barlow", "byol"])
+def test_every_methods_loss_has_the_penalty_times_its_weight(name, method):
+    views = torch.rand(2, 8, 3, 12, 12)
+    flags = ("--reg none", "--reg werank --reg-weight 1", "--reg werank --reg-weight 3")
+    without, once, thrice = (method(f"{name} {flag}").loss(*views).item() for flag in flags)
+    assert thrice - without == pytest.approx(3 * (once - without), rel=1e-4) and once > without + 0.1
+
+
 @pytest.mark.parametrize(
     "name, hidden, out", [("simclr", 32, 128), ("barlow", 2048, 2048), ("byol", 1024, 256)]
 )

@@ -140,39 +140,29 @@ REACHED = """
 --reg lastlayer --projector linear: projector
 --reg lastlayer --reg-on encoder: encoder.layer4.1.conv2
 --reg lastlayer --no-projector: encoder.layer4.1.conv2
---reg lastlayer --no-projector --arch resnet50: encoder.layer4.2.conv3
---reg lastlayer --no-projector --arch mlp: encoder.layer3
 --reg lastlayer --projector orthogonal: encoder.layer4.1.conv2
---reg lastlayer --projector diagonal: encoder.layer4.1.conv2
 --reg lastlayer --projector lowrank: encoder.layer4.1.conv2
---reg lastlayer-bn --no-projector: encoder.layer4.1.conv2
 --reg lastlayer-bn --arch resnet50: encoder.layer4.2.conv3
 --reg sparsehead: projector.3
 --reg sparsehead --projector linear: projector
 --reg werank: every projector.0 projector.3
 --reg werank --projector linear: every projector
 --reg werank --projector orthogonal: every
---reg werank --projector lowrank: every
 --reg werank --no-projector: every
 --reg werank --reg-on encoder: every
 --reg werank --reg-on projector: projector.0 projector.3
 --reg werank --no-projector --arch mlp: encoder.layer1 encoder.layer2 encoder.layer3"""
 
 
-def touched(flags):
-    """{name: gradient} of the parameters that the penalty of these flags reaches."""
-    torch.manual_seed(0)
-    args, encoder = make(flags)
-    model = nn.ModuleDict({"encoder": encoder, "projector": simclr.make_projector(args, encoder.dim)})
-    common.regularizer(args, *model.values())().backward()
-    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
-
-
 @pytest.mark.parametrize("line", REACHED.strip().splitlines())
 def test_a_penalty_reaches_its_weights_and_no_bias_batchnorm_or_other_weight(line):
     flags, names = line.split(": ")
+    args, encoder = make(flags)
+    model = nn.ModuleDict({"encoder": encoder, "projector": simclr.make_projector(args, encoder.dim)})
+    common.regularizer(args, *model.values())().backward()
+    reached = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
     expected = names.replace("every", " ".join(f"encoder.{name}" for name in EVERY)).split()
-    assert set(touched(flags)) == {f"{name}.weight" for name in expected} and len(EVERY) == 20
+    assert reached == {f"{name}.weight" for name in expected} and len(EVERY) == 20
 
 
 def test_lastlayer_bn_adds_the_distance_of_scale_and_shift_from_their_start():
@@ -187,13 +177,6 @@ def test_lastlayer_bn_adds_the_distance_of_scale_and_shift_from_their_start():
     args, mlp = make("--reg lastlayer-bn --arch mlp --no-projector")
     expected = common.lastlayer_penalty(mlp.layer3.weight)
     assert common.regularizer(args, mlp, nn.Identity())().item() == pytest.approx(expected.item())
-
-
-@pytest.mark.parametrize("reg", ["lastlayer", "werank", "sparsehead"])
-def test_a_penalty_is_multiplied_by_its_weight(reg):
-    once, thrice = (touched(f"--arch mlp --reg {reg} --reg-weight {weight}") for weight in (0.5, 1.5))
-    for name, gradient in once.items():
-        torch.testing.assert_close(thrice[name], 3 * gradient)
 
 
 def test_each_view_has_batchnorm_statistics_of_its_own():

@@ -127,15 +127,6 @@ def test_make_hands_all_tables_to_plans_of_one_deadline_and_then_reports(folder,
     assert "--budget" not in make(folder, "-n", *targets).stdout
 
 
-def test_a_full_disk_is_one_line_and_exit_code_2(folder, script, monkeypatch):
-    def full(*_):
-        raise OSError("no space left")
-
-    monkeypatch.setattr(plan.Trainer, "train_all", full)
-    done = script("plan.py", *TABLE_2)
-    assert done.returncode == 2 and done.err == "plan.py: error: no space left\n"
-
-
 def test_a_bad_variable_of_make_is_that_line(folder):
     for name in ("plan.py", "rows.py", "common.py"):
         shutil.copy(ROOT / name, folder)

@@ -87,6 +87,9 @@ REFUSED = [  # flags, code that runs before, the error
     ("--dataset nothing.npz", "", ".*nothing.npz is not a readable.*"),
     ("--no-such-flag", "", "unrecognized arguments.*"),
     ("--out file", "", ".*file.*"),
+    ("--batch-size 33", "", "--batch-size 33 can't be shared by 2.*"),
+    ("--batch-size 2", "", "--batch-size 2 can't be shared by 2.*"),
+    ("--device cuda:1", "", "--device cuda:1 is one GPU for 2 processes.*"),
     ("", NO_SUCH_DISK, "no such disk"),
     ("", FULL_DISK, "no space left"),
 ]
@@ -100,21 +103,6 @@ def test_an_error_of_one_process_or_of_all_is_one_line_and_exit_code_2_of_each(
     done = start(f"{MLP} {flags}", before, processes=2)
     assert done.returncode == [2, 2] and re.fullmatch(f"simclr.py: error: {error}\n", done.err)
     assert (tmp_path / "run").exists() == (before == FULL_DISK)  # else it ends before anything is written
-
-
-SHARED = {
-    "--batch-size 33": "33 can't be shared by 2",
-    "--batch-size 2": "2 can't be shared by 2",
-    "--device cuda:1": "--device cuda:1 is one GPU for 2 processes",
-}
-
-
-@pytest.mark.parametrize("flags", SHARED)
-def test_what_processes_can_not_share_is_an_error(flags, monkeypatch):
-    monkeypatch.setattr(common, "processes", lambda: 2)
-    args = common.arguments("").parse_args(["--device", "cpu", *flags.split()])
-    with pytest.raises(common.UserError, match=SHARED[flags]):
-        common.prepare(args)
 
 
 def test_torchrun_ends_by_sigterm_with_the_run_saved(tiny, tmp_path):

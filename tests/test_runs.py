@@ -1,6 +1,5 @@
 """Whole runs: what a folder holds, interruptions of every kind, refusals, copies, figures."""
 
-import io
 import shlex
 import shutil
 import signal
@@ -30,12 +29,6 @@ HALF_WRITTEN = f"os.ftruncate(args[0], 9); {KILL}"
 def copied(whole, tmp_path):
     """A copy of the whole run in tmp_path/run."""
     return shutil.copytree(whole, tmp_path / "run")
-
-
-@pytest.fixture
-def again(script, tiny):
-    """again("--seed 1") -> code, out, err: simclr.py in tmp_path/run, in this process."""
-    return lambda flags: script("simclr.py", "--dataset", tiny, *TINY_RUN, "--out", "run", *flags.split())
 
 
 def test_a_run_folder_holds_all_that_is_promised(whole):
@@ -130,12 +123,6 @@ def test_closed_streams_are_no_error_and_full_ones_a_line(streams, code, lines, 
     assert "Traceback" not in done.stderr and "ignored" not in done.stderr
 
 
-def test_statistics_before_the_first_step_do_not_change_the_run(tmp_path, whole, start):
-    assert start("simclr.py", "common.start_statistics = lambda *_: {}").returncode == 0
-    assert (tmp_path / "run" / "encoder.pt").read_bytes() == (whole / "encoder.pt").read_bytes()
-    assert read(tmp_path / "run")["start"] == {}
-
-
 def test_a_full_disk_is_one_line(tmp_path, start):
     full = """
 import resource, signal
@@ -181,10 +168,10 @@ def contents(folder):
         ("--resume", {"script": "mine.py"}, "script is mine.py there, simclr.py here"),
     ],
 )
-def test_another_runs_folder_is_never_touched(copied, again, flags, there, says):
+def test_another_runs_folder_is_never_touched(copied, start, flags, there, says):
     common.write_json(copied / "config.json", read(copied, "config.json") | there)
     before = contents(copied)
-    done = again(flags)
+    done = start(f"simclr.py {flags}")
     assert done.returncode == 2 and len(done.err.splitlines()) == 1
     for word in (says, "--resume", "--out", "--overwrite"):
         assert word in done.err
@@ -213,10 +200,10 @@ def test_a_run_on_data_that_has_changed_is_another_run(copied, script, tiny):
     assert done.returncode == 0 and "finished" in done.out  # the same data elsewhere
 
 
-def test_a_finished_run_is_not_run_again(copied, again):
+def test_a_finished_run_is_not_run_again(copied, start):
     (copied / "checkpoint.pt").write_bytes(b"damaged")  # it is not needed any more
     before = contents(copied)
-    done = again("--resume")
+    done = start("simclr.py --resume")
     assert done.returncode == 0 and "finished" in done.out and contents(copied) == before
 
 
@@ -235,37 +222,28 @@ def test_a_run_of_another_version_of_its_script_or_torch_is_continued_with_a_not
 @pytest.mark.parametrize(
     "flag, gone", [("--overwrite", ()), ("", ("checkpoint.pt", "encoder.pt", "result.json"))]
 )
-def test_a_run_is_replaced_if_told_or_if_it_failed_before_its_first_checkpoint(copied, again, flag, gone):
+def test_a_run_is_replaced_if_told_or_if_it_failed_before_its_first_checkpoint(copied, start, flag, gone):
     for name in gone:
         (copied / name).unlink()
-    assert again(f"--seed 1 --epochs 1 {flag}").returncode == 0
+    assert start(f"simclr.py --seed 1 --epochs 1 {flag}").returncode == 0
     config = read(copied, "config.json")
     assert config == read(copied)["config"] and config["arguments"]["seed"] == 1
     assert len(read(copied, "metrics.jsonl")) == 1
 
 
-def saved(content):
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    return buffer.getvalue()
+DAMAGED = [("result.json", "null"), ("result.json", "{}"), ("config.json", "{"), ("checkpoint.pt", "no")]
+DAMAGED += [("checkpoint.pt", lambda _: torch.ones(2)), ("checkpoint.pt", lambda _: {})]
+DAMAGED += [("checkpoint.pt", lambda state: state | {"metrics": []})]
 
 
-DAMAGED = [("checkpoint.pt", content) for content in (b"no", saved(torch.ones(2)), saved({}))]
-
-
-@pytest.mark.parametrize("content", ["null", "{}"])
-def test_a_result_that_is_none_is_refused(copied, again, content):
-    put(copied / "result.json", content)
-    done = again("--resume")
-    assert done.returncode == 2 and "result.json is no result" in done.err
-
-
-@pytest.mark.parametrize("file, content", [*DAMAGED, ("checkpoint.pt", "no epochs"), ("config.json", b"{")])
+@pytest.mark.parametrize("file, content", DAMAGED)
 def test_damaged_runs_are_named(copied, start, file, content):
-    (copied / "result.json").unlink()
-    if content == "no epochs":
-        content = saved(torch.load(copied / file) | {"metrics": []})
-    (copied / file).write_bytes(content)
+    if file != "result.json":
+        (copied / "result.json").unlink()
+    if isinstance(content, str):
+        put(copied / file, content)
+    else:
+        torch.save(content(torch.load(copied / file)), copied / file)
     done = start("simclr.py --resume")
     assert done.returncode == 2 and len(done.err.splitlines()) == 1 and file in done.err
 
@@ -320,6 +298,10 @@ REFUSED = {
         RUN/encoder.pt --dataset TINY --layer z => layer z; other.pt --dataset TINY => other.pt;
         module.pt --dataset TINY => module.pt; cut.pt --dataset TINY => cut.pt;
         text.pt --dataset TINY => text.pt; no.pt --dataset TINY => no.pt""",
+    "toy_linear.py": """
+        T9 => T9; T1 --k -1; --k nan; T8 --k 1; T4 --layers 0; T1 --layers 3; --steps 0; --seeds 0; --lr 0;
+        --batch 1; T1 --steps 50 --seeds 1 --lr 1e5; T7 --steps 50 --lr 100; --full-batch --batch 9;
+        --out /dev/null/x; T8 T1 => T8; T1 --data-dir data; T8 --dataset none.npz => none.npz""",
 }
 LINES = [(name, line.strip()) for name, lines in REFUSED.items() for line in lines.split(";")]
 
@@ -356,9 +338,10 @@ def test_bad_input_is_one_line_code_2_and_nothing_written(name, line, tiny, whol
     named = named.strip() or next(word for word in reversed(words) if word.startswith("--") or word == "-o")
     words += ["extra"] * (named == "extra")
     given = {"finetune.py": ("--dataset", tiny, "--batch-size", 20, "--device", "cpu")}
-    given |= {"plan.py": ("run", "table2", "--scale=mini"), "report.py": (), "plot_spectra.py": ()}
+    given |= {"plan.py": ("run", "table2", "--scale=mini")}
+    given |= dict.fromkeys(("report.py", "plot_spectra.py", "toy_linear.py"), ())
     done = script(name, *given.get(name, ("--dataset", tiny, *TINY_RUN)), *words)
-    assert done.returncode == 2 and len(done.err.splitlines()) == 1
+    assert done.returncode == 2 and len(done.err.splitlines()) == 1 and not done.out
     for part in named.split("="):
         assert part in done.err
     assert set(tmp_path.rglob("*")) == files
@@ -379,6 +362,7 @@ CALLS += [partial(common.Augment(8), x) for x in IMAGES]
 CALLS += [partial(common.resnet, *bad) for bad in (("vgg",), ("resnet18", "vgg"), ("resnet18", "cifar", 0))]
 CALLS += [partial(common.projector, *bad) for bad in (("resnet", 16), ("mlp", 16, 0), ("linear", 16, 16, 0))]
 CALLS += [partial(simclr.matrix_projector, "lowrank", 16, rank) for rank in (0, 17)]
+CALLS += [partial(common.encoder_end, torch.nn.Flatten())]
 CALLS += [partial(f, *bad) for f in (common.knn_accuracy, common.linear_probe) for bad in FEATURES]
 
 
@@ -388,13 +372,17 @@ def test_functions_refuse_what_makes_no_sense(call):
         call()
 
 
-def test_a_script_copied_with_common_into_an_empty_folder_runs(tmp_path, tiny):
-    for name in ("simclr.py", "common.py"):
-        shutil.copy(ROOT / name, tmp_path)
-    flags = ("--epochs", 1, "--no-projector", "--fixed-dims", 0.125)
-    done = run_process(tmp_path, "simclr.py", "--dataset", tiny, *TINY_RUN, *flags)
+@pytest.mark.parametrize(
+    "source, flags, row",
+    [("simclr.py", ("--no-projector", "--fixed-dims", 0.125), "cs-d28-k0"), ("README.md", (), "my-method")],
+)
+def test_a_script_copied_with_common_into_an_empty_folder_runs(tmp_path, tiny, source, flags, row):
+    text = (ROOT / source).read_text()
+    shutil.copy(ROOT / "common.py", tmp_path)
+    put(tmp_path / "own.py", text.partition("```python\n")[2].partition("```")[0] or text)
+    done = run_process(tmp_path, "own.py", "--dataset", tiny, *TINY_RUN, "--epochs", 1, *flags)
     assert (done.returncode, done.stderr) == (0, "")
-    assert (tmp_path / "runs" / "tiny-cs-d28-k0-seed0" / "result.json").exists()
+    assert (tmp_path / "runs" / f"tiny-{row}-seed0" / "result.json").exists()
 
 
 def test_one_image_behind_whole_blocks_of_those_that_train_is_no_error(script, tmp_path):
@@ -429,9 +417,11 @@ def test_on_real_images_a_short_run_beats_raw_pixels(request, script, tmp_path):
 
 
 @pytest.mark.parametrize("flags", ["--layer z", "--norms", "--covariance --layer projector_hidden"])
-def test_figures_of_runs_are_drawn_into_a_new_folder(whole, script, tmp_path, flags):
-    done = script("plot_spectra.py", whole, whole / "result.json", *flags.split(), "-o", "new/figure.png")
-    assert done.returncode == 0 and "RankMe" in done.out, done.err
+def test_figures_of_finished_runs_are_drawn_into_a_new_folder(whole, script, tmp_path, flags):
+    put(tmp_path / "half" / "config.json", {})
+    words = ("half", whole, whole / "result.json", *flags.split(), "-o", "new/figure.png")
+    done = script("plot_spectra.py", *words)
+    assert done.returncode == 0 and "RankMe" in done.out and "not finished: half" in done.err, done.err
     assert (tmp_path / "new" / "figure.png").stat().st_size > 5000
 
 
@@ -457,13 +447,6 @@ def test_checkpoints_from_elsewhere_are_read_under_every_usual_name(whole, scrip
     words = ("fc.pt", "mlp.pt", whole / "checkpoint.pt", "--dataset", tiny, "-o", "figure.pdf")
     done = script("plot_spectra.py", *words)
     assert done.returncode == 0 and (tmp_path / "figure.pdf").exists(), done.err
-
-
-def test_unfinished_runs_are_left_out_of_a_figure(whole, script, tmp_path):
-    (tmp_path / "half").mkdir()
-    shutil.copy(whole / "config.json", tmp_path / "half")
-    done = script("plot_spectra.py", "half", whole, "-o", "figure.png")
-    assert done.returncode == 0 and "not finished: half" in done.err and (tmp_path / "figure.png").exists()
 
 
 def test_a_checkpoints_spectrum_is_that_of_its_encoder(whole, tiny):

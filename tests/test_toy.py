@@ -299,22 +299,6 @@ def test_t8_holds_where_x_at_the_start_says_which_directions_vanish(sign):
     assert judged == [sign > 0, sign > 0]
 
 
-BAD = (
-    "T9; T1 --k -1; --k nan; T8 --k 1; T4 --layers 0; T1 --layers 3; --steps 0; --seeds 0; --lr 0; "
-    "--batch 1; T1 --lr 1e5 --steps 50 --seeds 1; T7 --lr 100 --steps 50; --full-batch --batch 9; "
-    "--out /dev/null/x; T8 T1; T1 --data-dir data; T8 --dataset none.npz"
-)
-
-
-@pytest.mark.parametrize("arguments", BAD.split("; "))
-def test_bad_input_is_one_line_that_names_it_and_nothing_is_written(script, tmp_path, arguments):
-    done = script("toy_linear.py", *arguments.split())
-    (line,) = done.err.splitlines()
-    assert done.returncode == 2 and line.startswith("toy_linear.py: error: ")
-    assert any(word in line for word in arguments.split() if not word.isdigit())
-    assert not done.out and not list(tmp_path.iterdir())
-
-
 OF_PAPERS = {f"toy-directclr-{n}" for n in (3, 5, 6, 11)} | {f"toy-werank-{n}" for n in range(1, 6)}
 RUNS = [  # arguments, results, claims, an experiment and how many runs it has, figures
     ("--quick --steps 20 --k 0.1 2", "runs/toy-quick/toy.json", "C1 C2 C3 C4 C5", "T7", 12, OF_PAPERS),
