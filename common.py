@@ -1893,10 +1893,10 @@ def _configuration(args, name):
 
 
 def _checksum(args, data):
-    """Of labels and images, of a folder's images the names and sizes, which pack.py has noted."""
+    """Of labels and images; of a folder's the names and sizes, which pack.py has noted, and the first."""
     folder = Path(args.dataset) / f"packed-{args.image_size}"
     names = "".join(file.read_text() for file in sorted(folder.glob("*.json")))
-    images = () if names else (data.x_train, data.x_test)
+    images = (data.x_test[:256],) if names else (data.x_train, data.x_test)
     found = zlib.crc32(names.encode())
     for part in (data.y_train, data.y_test, *images):
         found = zlib.crc32(part.cpu().contiguous().numpy(), found)
@@ -1929,7 +1929,7 @@ def _claim(out):
     with contextlib.suppress(UserError):
         there = read_json(out / "config.json")
     if entries - temporary and not (isinstance(there, dict) and isinstance(there.get("arguments"), dict)):
-        raise UserError(f"{out} is there, and its config.json is no run's: choose another folder with --out")
+        raise UserError(f"{out} is there and holds no run's config.json: choose another folder with --out")
     # a run that ended before its first checkpoint has nothing to lose
     kept = {out / file for file in ("checkpoint.pt", "result.json", "encoder.pt")}
     return (there if kept & entries else None), temporary
@@ -1937,11 +1937,14 @@ def _claim(out):
 
 def _require_same_run(out, there, config, resume):
     def plain(run):
-        # cuda:0 and cuda:1 are one kind of device, and a compiler may come or go; "data" says what lies at a
-        # data set's path, "pretraining" what at a checkpoint's
+        # cuda:0 and cuda:1 are one kind of device, and a compiler may come or go
         device = str(run["arguments"].get("device")).split(":")[0]
-        dataset = Path(str(run["arguments"].get("dataset"))).stem
-        return run["arguments"] | {"device": device, "dataset": dataset, "compile": None, "checkpoint": None}
+        found = run["arguments"] | {"device": device, "compile": None}
+        if "data" in there:  # it tells what lies at a path, as "pretraining" does
+            found["dataset"] = Path(str(found.get("dataset"))).absolute().stem
+        if "pretraining" in found:
+            found["checkpoint"] = None
+        return found
 
     old, new = plain(there), plain(config)
     facts = [(key, there.get(key, config[key]), config[key]) for key in ("script", "name", "data")]

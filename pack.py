@@ -79,8 +79,8 @@ def load(path, size):
         try:
             # only to be read: a mapping that may be written counts as memory, and there may be less
             x = np.lib.format.open_memmap(folder / f"{split}.npy", mode="r")
-        except OSError:  # which names the file
-            raise
+        except OSError as error:
+            raise common.UserError(f"{folder / split}.npy can't be mapped ({common.brief(error)})") from None
         except Exception as error:  # a damaged file has many
             what = common.brief(error)
             raise common.UserError(f"{folder / split}.npy is damaged ({what}): {ANEW}") from None

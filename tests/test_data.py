@@ -214,12 +214,23 @@ def test_a_file_system_without_locks_is_a_note(tmp_path, monkeypatch, capsys):
 
 
 def test_a_folder_that_another_process_packs_is_waited_for(folder, capsys):
-    (folder / "packed-16").mkdir()
-    descriptor = os.open(folder / "packed-16", os.O_RDONLY)
+    packed = folder / "packed-16"
+    common.load_dataset(folder, image_size=16)
+    made = packed.rename(folder / "made")
+    packed.mkdir()
+    descriptor = os.open(packed, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
-    threading.Timer(0.5, os.close, (descriptor,)).start()
+
+    def end():
+        for file in made.iterdir():
+            file.rename(packed / file.name)
+        os.close(descriptor)
+
+    of_the_first = (made / "train.npy").stat().st_ino
+    threading.Timer(0.5, end).start()
     assert len(common.load_dataset(folder, image_size=16).x_train) == 15
     assert "packed-16 is in use by another process: waiting" in capsys.readouterr().err
+    assert (packed / "train.npy").stat().st_ino == of_the_first  # not packed again
 
 
 @pytest.mark.parametrize("kind", ["CIFAR10", "CIFAR100", "STL10"])
