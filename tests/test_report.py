@@ -146,6 +146,8 @@ def test_a_cliff_is_counted_by_rank_and_its_rounding_errors_by_nothing():
     # of two cliffs only what lies between them has changed, whatever the rounding errors are
     other = [1.0] * 20 + [1e-14] * 44
     np.testing.assert_allclose(claims.change(other, cliff), [0] * 10 + [-np.log(1e-12)] * 10)
+    faint = claims.change([100.0, 0.01, 1e-4], [1.0, 1e-4, 1e-4], 1e-3)  # 1e-3 of the smaller σ₁
+    np.testing.assert_allclose(faint, np.log([100, 10]))
 
 
 @pytest.mark.parametrize("count", [3, 40])  # with 40 the median variance is 0

@@ -449,6 +449,15 @@ def test_checkpoints_from_elsewhere_are_read_under_every_usual_name(whole, scrip
     assert done.returncode == 0 and (tmp_path / "figure.pdf").exists(), done.err
 
 
+@pytest.mark.parametrize("more, less", [({}, "layer4.1.bn2.bias"), ({"layer9.weight": torch.ones(2)}, "fc")])
+def test_weights_that_lack_one_or_have_another_do_not_fit(tmp_path, more, less):
+    weights = common.resnet(width=4).state_dict() | more
+    weights.pop(less, None)
+    torch.save(weights, tmp_path / "broken.pt")
+    with pytest.raises(common.UserError, match="broken.pt does not fit"):
+        common.load_encoder(tmp_path / "broken.pt")
+
+
 def test_a_checkpoints_spectrum_is_that_of_its_encoder(whole, tiny):
     encoder, _ = common.load_encoder(whole / "encoder.pt")
     spectra = common.layer_statistics(encoder, None, common.load_dataset(tiny).x_test)["spectra"]
