@@ -1893,7 +1893,7 @@ def _configuration(args, name):
 
 
 def _checksum(args, data):
-    """Of labels and images; of a folder's the names and sizes, which pack.py has noted, and the first."""
+    """Of labels and images; of a folder's images names and sizes, as pack.py noted them, and 256 of val."""
     folder = Path(args.dataset) / f"packed-{args.image_size}"
     names = "".join(file.read_text() for file in sorted(folder.glob("*.json")))
     images = (data.x_test[:256],) if names else (data.x_train, data.x_test)

@@ -123,6 +123,13 @@ def test_an_image_folder_of_many_formats_is_read_at_one_size(folder):
     assert torch.equal(grey[0], grey[1]) and not torch.equal(data.x_train[0, 0], data.x_train[0, 1])
 
 
+def test_images_of_equal_names_and_sizes_are_told_apart(folder):
+    args = SimpleNamespace(dataset=str(folder), image_size=16)
+    data = common.load_dataset(folder, image_size=16)
+    other = data._replace(x_test=255 - data.x_test)
+    assert common._checksum(args, data) != common._checksum(args, other)
+
+
 DAMAGES = {
     "broken.png": lambda top: (top / "train/a/broken.png").write_bytes(b"no image"),
     "nowhere.png": lambda top: (top / "train/a/nowhere.png").symlink_to("there.png"),
