@@ -407,8 +407,8 @@ def test_on_real_images_a_short_run_beats_raw_pixels(request, script, tmp_path):
     if not folder or not (Path(folder) / "cifar10.npz").exists():
         pytest.skip("needs --data FOLDER with cifar10.npz")
     folder = Path(folder).resolve()  # the script runs elsewhere
-    flags = ("--data-dir", folder, "--train-size", 5000, "--width", 8, "--epochs", 5, "--device", "cpu")
-    done = script("simclr.py", "--dataset", "cifar10", *flags, "--out", "run")
+    flags = ("--data-dir", folder, "--train-size", 5000, "--width", 8, "--epochs", 6, "--batch-size", 32)
+    done = script("simclr.py", "--dataset", "cifar10", *flags, "--device", "cpu", "--out", "run")
     assert done.returncode == 0, done.err
     data = common.subset(common.load_dataset("cifar10", folder), 5000)
     pixels = [common.normalize(x).flatten(1) for x in (data.x_train, data.x_test)]
