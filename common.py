@@ -27,6 +27,7 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 
@@ -194,21 +195,17 @@ def _download(name, npz):
         for split, part in zip(("train", "test"), parts):
             arrays[f"x_{split}"] = part.data.transpose(0, 2, 3, 1) if stl else part.data
             arrays[f"y_{split}"] = np.array(part.labels if stl else part.targets)
-        _keep(arrays, npz)
+        try:
+            with atomic_write(npz) as file:
+                np.savez(file, **arrays)
+        except OSError as error:  # a read-only folder: slower next time, that is all
+            note(f"{npz} can't be written ({brief(error)})")
         return arrays
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, HTTPException) as error:
         _remove(new)
         raise UserError(f"no {npz}, and torchvision can't download {name} ({brief(error)})") from None
     finally:
         unlock(npz.parent)
-
-
-def _keep(arrays, npz):
-    try:
-        with atomic_write(npz) as file:
-            np.savez(file, **arrays)
-    except OSError as error:  # a read-only folder: slower next time, that is all
-        note(f"{npz} can't be written ({brief(error)})")
 
 
 def balanced(y, size, flag):
@@ -285,10 +282,7 @@ def resized_crop(x, top, left, height, width, size, flip):
     return torch.stack([torch.bmm(rows, narrow[:, channel]) for channel in range(3)]).transpose(0, 1)
 
 
-def grayscale(x):
-    """(B, 1, H, W), the luma of torchvision's rgb_to_grayscale."""
-    red, green, blue = x.unbind(1)
-    return (0.2989 * red).add_(green, alpha=0.587).add_(blue, alpha=0.114)[:, None]
+grayscale = vision.rgb_to_grayscale_image  # the kernel itself: (B, 1, H, W), the luma
 
 
 def adjust_brightness(x, factor):
@@ -632,7 +626,8 @@ def _checkpoint_weights(path):
 def _architecture(weights):
     """What `make_encoder` needs for weights of these names and shapes."""
     first = weights.get("layer1.weight", weights.get("conv1.weight"))
-    if first.ndim != (2 if "layer1.weight" in weights else 4) or 0 in first.shape:
+    least, ndim = (4, 2) if "layer1.weight" in weights else (1, 4)
+    if first.ndim != ndim or len(first) < least or 0 in first.shape:
         raise ValueError(f"its first weight is {tuple(first.shape)}")
     if "layer1.weight" in weights:
         size = math.isqrt(first.shape[1] // 3)
@@ -661,13 +656,9 @@ def projector(kind, dim, hidden=None, out=128, final_bn=False):
         return nn.Identity()
     if kind == "linear":
         return nn.Linear(dim, out, bias=False)
-    layers = [
-        nn.Linear(dim, hidden, bias=False),
-        nn.BatchNorm1d(hidden),
-        nn.ReLU(),
-        nn.Linear(hidden, out, bias=False),
-    ]
-    return nn.Sequential(*layers, nn.BatchNorm1d(out)) if final_bn else nn.Sequential(*layers)
+    layers = [nn.Linear(dim, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU()]
+    layers.append(nn.Linear(hidden, out, bias=False))
+    return nn.Sequential(*layers, *[nn.BatchNorm1d(out)] * final_bn)
 
 
 def embed(encoder, projector, x1, x2):
@@ -1101,25 +1092,19 @@ def max_over_processes(number):
     return found.item()
 
 
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, z):
-        parts = [torch.empty_like(z) for _ in range(processes())]
-        dist.all_gather(parts, z)
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return processes() * gradient.chunk(processes())[process_index()]
-
-
 def gather(z):
     """z (B, m) of the whole batch from each process's own (B / processes, m).
 
     Every process computes the same loss. `average_gradients` divides by their number, so each one's own rows
     of the gradient are multiplied by it.
     """
-    return _Gather.apply(z.contiguous())
+    own = z.contiguous().view_as(z)  # a tensor of its own: z may have other uses
+    if own.requires_grad:
+        own.register_hook(lambda gradient: processes() * gradient)
+    parts = [torch.empty_like(own) for _ in range(processes())]
+    dist.all_gather(parts, own.detach())
+    parts[process_index()] = own
+    return torch.cat(parts)
 
 
 def average_gradients(parameters):
@@ -1173,9 +1158,9 @@ def learning_rates(args, steps):
 def decay_horizon(args, steps):
     """H = weight decay · Σ lr / (1 - momentum): a weight without a gradient shrinks by e^(-H). None but for
     SGD: Adam's decay passes through its moments, LARS scales it."""
-    return (
-        args.weight_decay * sum(learning_rates(args, steps)) / (1 - 0.9) if args.optimizer == "sgd" else None
-    )
+    if args.optimizer != "sgd":
+        return None
+    return args.weight_decay * sum(learning_rates(args, steps)) / (1 - 0.9)
 
 
 def cosine(lr, step, steps, warmup=0):
@@ -1680,9 +1665,8 @@ def min_max_ratio(z):
     how well near and far are told apart (SparseHead eq. 9)."""
     z = F.normalize(z.double(), dim=1)
     distance = torch.cdist(z, z, compute_mode="donot_use_mm_for_euclid_dist")
-    distance = distance[~torch.eye(len(z), dtype=torch.bool, device=z.device)].view(len(z), -1)
-    nearest = distance.amin(1)
     farthest = distance.amax(1)
+    nearest = distance.fill_diagonal_(math.inf).amin(1)
     return ((farthest - nearest) / nearest.clamp(min=1e-12)).mean().item()
 
 
@@ -1690,8 +1674,7 @@ def heat_map(c):
     """Of a covariance c (D, D) over its mean diagonal: the first 32 x 32, and the mean |off-diagonal|."""
     c = c / c.diagonal().mean().clamp(min=1e-30)
     outside = (c.abs().sum() - c.diagonal().sum()) / max(1, c.numel() - len(c))
-    block = [[round(value, 3) for value in row] for row in c[:32, :32].tolist()]
-    return {"block": block, "offdiagonal": outside.item()}
+    return {"block": c[:32, :32].round(decimals=3).tolist(), "offdiagonal": outside.item()}
 
 
 def row_norms(encoder, h, penultimate):
@@ -1724,13 +1707,16 @@ def weight_spectra(encoder, projector):
     return {name: rounded(eigenvalues(_smaller_gram(weight)).sqrt()) for name, weight in weights.items()}
 
 
-def layer_statistics(encoder, projector, x):
+def layer_statistics(encoder, projector, x, y=None):
     """What figures and claims need of test images x, by layer (None where there is none).
 
-    spectra and bare_spectra: of the covariance, normalised and not. min_max_ratio: of 2,000 images. Beside
-    these `row_norms`, `weight_spectra` and a `heat_map` of every normalised covariance.
+    spectra and bare_spectra: of the covariance, normalised and not. min_max_ratio: of 2,000 images, the first
+    or, where labels y say that they lie class by class, of all. Beside these `row_norms`, `weight_spectra`
+    and a `heat_map` of every normalised covariance.
     """
     found = features(encoder, projector, x)
+    by_class = y is not None and (y.diff() >= 0).all()
+    few = torch.linspace(0, len(x) - 1, min(2000, len(x))).long() if by_class else slice(2000)
     covariances = {layer: covariance(values) for layer, values in found.items()}
 
     def by_layer(function, source=found):
@@ -1738,7 +1724,7 @@ def layer_statistics(encoder, projector, x):
 
     return {
         "rankme": by_layer(rankme),
-        "min_max_ratio": by_layer(lambda values: min_max_ratio(values[:2000])),
+        "min_max_ratio": by_layer(lambda values: min_max_ratio(values[few])),
         "spectra": by_layer(lambda c: rounded(eigenvalues(c)), covariances),
         "bare_spectra": by_layer(lambda values: rounded(covariance_spectrum(values, normalize=False))),
         "covariance": by_layer(heat_map, covariances),
@@ -1757,7 +1743,7 @@ def start_statistics(encoder, projector, data):
     torch.optim.swa_utils.update_bn((inputs(encoder, data.x_train[block]) for block in blocks), modules)
     if process_index():
         return None
-    found = layer_statistics(*modules, data.x_test)
+    found = layer_statistics(*modules, data.x_test, data.y_test)
     for layer in filter(None, found["covariance"].values()):
         del layer["block"]  # heat maps are large, and norms of random weights say nothing
     found["row_norms"] = {"variance": found["row_norms"]["variance"]}
@@ -1777,7 +1763,7 @@ def evaluate(encoder, projector, data, frozen=None):
         "knn200_z": knn_accuracy(*embeddings(projector, *frozen)),
         "linear_top1": top1,
         "linear_top5": top5,
-        **layer_statistics(encoder, projector, data.x_test),
+        **layer_statistics(encoder, projector, data.x_test, data.y_test),
     }
 
 
@@ -1868,8 +1854,8 @@ def open_run(args, name, data):
     checkpoint = _checkpoint(out / "checkpoint.pt")
     if config.get("device") != new["device"]:
         note(f"{out} was begun on {config.get('device')}: here its weights will differ in rounding")
-    for key, what in (("code", f"{config['script']} or common.py"), ("torch", "torch")):
-        if (config.get(key) or new[key]).split()[-1] != new[key]:
+    for key, what in (("code", f"{new['script']} or common.py"), ("torch", "torch")):
+        if str(config.get(key) or new[key]).split()[-1] != new[key]:
             note(f"{out} was begun with another version of {what}")
             config = config | {key: f"{config[key]} {new[key]}"}
             write_json(out / "config.json", config)
@@ -1894,8 +1880,8 @@ def _configuration(args, name):
 
 def _checksum(args, data):
     """Of labels and images; of a folder's images names and sizes, as pack.py noted them, and 256 of val."""
-    folder = Path(args.dataset) / f"packed-{args.image_size}"
-    names = "".join(file.read_text() for file in sorted(folder.glob("*.json")))
+    packed = () if args.dataset in NAMED else Path(args.dataset).glob(f"packed-{args.image_size}/*.json")
+    names = "".join(file.read_text() for file in sorted(packed))
     images = (data.x_test[:256],) if names else (data.x_train, data.x_test)
     found = zlib.crc32(names.encode())
     for part in (data.y_train, data.y_test, *images):
@@ -2024,7 +2010,8 @@ def fail(text, code):
         with contextlib.suppress(RuntimeError):  # the process that has the store may be gone
             first = _STORE[0].add(line, 1) == 1
     if first:
-        sys.stderr.write(f"{line}\n")
+        with contextlib.suppress(OSError):  # full, or nobody reads it: that changes no exit code
+            print(line, file=sys.stderr)
     sys.exit(code)
 
 
@@ -2057,7 +2044,8 @@ def run(main):
         what = brief(error).split(" GPU ")[0]  # PyTorch adds five lines of advice
         fail(f"{script}: error: out of memory ({what}): {advice}", 1)
     finally:
-        try:
-            sys.stdout.flush()
-        except OSError:  # Python would try again at its end, say so in two lines and change the exit code
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:  # Python would try again at its end, say so in two lines and change the exit code
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -18,7 +18,6 @@ is stopped (SIGTERM) at the end, to be continued by the next call. Ctrl-C stops 
 
 import argparse
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -119,13 +118,11 @@ def epochs_done(run):
 def in_use(folder):
     """Whether a process holds the folder's lock: a run goes on for a while when its plan is killed."""
     folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:  # others: a file system without locks
-        return isinstance(error, BlockingIOError)
-    finally:
-        os.close(descriptor)
+        common.lock(folder)
+    except common.UserError:
+        return True
+    common.unlock(folder)
     return False
 
 
@@ -186,8 +183,6 @@ def seconds_left(run, known):
     """Estimated seconds left: 0 if done, None if nothing comparable was timed. known: the paces."""
     if state(run) == "":
         return 0
-    if not known:
-        return None
     arguments = rows.arguments(run.row, run.scale, run.dataset)
     wanted = kinds(rows.command(run.row, run.scale, run.dataset)[0], arguments)
     pace = next((known[key] for key in wanted if key in known), None)
@@ -326,12 +321,14 @@ class Trainer:
         self.processes.append(process)
         if self.ended:  # since it was last asked
             process.terminate()
+        refused = False  # bad input, which torchrun's own exit code does not tell
         with open(log, "ab", buffering=0) as file:
             for line in process.stdout:
+                refused |= b"(exitcode: 2)" in line
                 with contextlib.suppress(OSError):  # a full disk, which the run will tell, or nobody reads it
                     file.write(line)
                     print(prefix + line.decode(errors="replace"), end="", flush=True)
-        code = process.wait()
+        code = 2 if process.wait() == 1 and refused else process.returncode
         return code if code >= 0 else 128 - code
 
 

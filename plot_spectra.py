@@ -23,6 +23,7 @@ import rows
 
 STYLES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2))]
 MARKERS = "os^vD<>pPX*hd8H1234+x"
+LOOKS = [{"marker": m, "linestyle": style, "markersize": 3} for m, style in zip(MARKERS, STYLES * 4)]
 LAYERS = {
     "h": "encoder output h",
     "z": "embedding z",
@@ -115,10 +116,8 @@ def horizon(result):
 def size_and_horizon(runs):
     """D and H of runs, as text, where they are the same."""
     dims = {len(get(run, "spectra", "h")) for run in runs}
-    found = {number(horizon(run), 2) for run in runs} - {number(None)}
-    parts = [f"D = {dims.pop()}"] if len(dims) == 1 else []
-    parts += [f"H = {found.pop()}"] if len(found) == 1 else []
-    return ", ".join(parts)
+    clocks = {number(horizon(run), 2) for run in runs} - {number(None)}
+    return ", ".join(f"{name} = {min(of)}" for name, of in (("D", dims), ("H", clocks)) if len(of) == 1)
 
 
 def horizons(result, epochs):
@@ -129,14 +128,13 @@ def horizons(result, epochs):
     return get(result, "decay_horizon") * share
 
 
-def rank_curve(result):
-    """Rank of h at the start and at every evaluation."""
-    return [measure(result, "rank_1e-3", start=True), *(point["rank_1e-3"] for point in result["history"])]
-
-
-def dead_curve(result):
-    """Dead coordinates of h at the start and at every evaluation."""
-    return [measure(result, "dead", start=True), *(len(point["dead"]) for point in result["history"])]
+def over_time(result):
+    """Epochs, decay horizon H, rank and dead coordinates of h, at the start and at every evaluation."""
+    points = get(result, "history")
+    epochs = [0, *(point["epoch"] for point in points)]
+    ranks = [measure(result, "rank_1e-3", start=True), *(point["rank_1e-3"] for point in points)]
+    deaths = [measure(result, "dead", start=True), *(len(point["dead"]) for point in points)]
+    return epochs, horizons(result, epochs), ranks, deaths
 
 
 def shut(result):
@@ -144,10 +142,7 @@ def shut(result):
     β_i < 0 or not (one may count in several); and how many were dead at an evaluation, alive at the next."""
     norms = {key: np.array(values) for key, values in get(result, "row_norms").items()}
     least = f"< {SHUT:.0%}, of its mean"  # a comma ends a line of a label
-    lost = {
-        "dead": np.ones(len(norms["variance"]), bool),
-        rf"$\|W^i\|^2$, {least}": norms["bare"] < SHUT * norms["bare"].mean(),
-    }
+    lost = {"dead": dead(result), rf"$\|W^i\|^2$, {least}": norms["bare"] < SHUT * norms["bare"].mean()}
     if "gamma" in norms:
         squares = norms["gamma"] ** 2
         closed = norms["open"] == 0
@@ -156,9 +151,8 @@ def shut(result):
         lost[r"never open, $\beta_i \geq 0$"] = closed & (norms["beta"] >= 0)
     found = {what: int((mask & dead(result)).sum()) for what, mask in lost.items()}
     deaths = [set(line["dead"]) for line in get(result, "history")]
-    return found | {
-        "dead once, alive later": len({i for before, after in pairwise(deaths) for i in before - after})
-    }
+    found["dead once, alive later"] = len({i for before, after in pairwise(deaths) for i in before - after})
+    return found
 
 
 def number(value, digits=1, sign=False):
@@ -351,17 +345,14 @@ def draw_history(results, scale, datasets, _):
     figure, axes = panels(heading, len(datasets), 2, 5.2, 4, sharey=False)
     for line, dataset in zip(axes, datasets):
         for i, row in enumerate(METHODS):
-            runs = [run for run in results.of(scale, dataset, row).values() if run.get("history")]
-            runs = [run for run in runs if attempt(horizons, run, [0]) is not None]
-            runs = [run for run in runs if attempt(rank_curve, run) and attempt(dead_curve, run)]
-            epochs = {tuple(point["epoch"] for point in run["history"]) for run in runs}
-            if len(epochs) != 1:  # none, or seeds that were not evaluated at the same time
+            runs = results.of(scale, dataset, row).values()
+            found = [one for run in runs if (one := attempt(over_time, run))]
+            if len({tuple(epochs) for epochs, *_ in found}) != 1:  # none, or seeds evaluated at other times
                 continue
-            style = {"marker": MARKERS[i], "linestyle": STYLES[i % 6], "markersize": 3}
-            style |= {"linewidth": 2 if row in QUESTION else 0.8, "label": f"{row} (n = {len(runs)})"}
-            x = horizons(runs[0], [0, *epochs.pop()])
-            for axis, curve in zip(line, (rank_curve, dead_curve)):
-                axis.plot(x, np.mean([curve(run) for run in runs], 0), **style)
+            style = {"linewidth": 2 if row in QUESTION else 0.8, "label": f"{row} (n = {len(found)})"}
+            _, (x, *_), *curves = zip(*found)
+            for axis, curve in zip(line, curves):
+                axis.plot(x, np.mean(curve, 0), **style, **LOOKS[i])
         for axis, name in zip(line, (RANK, "dead coordinates of h")):
             axis.set(xlabel=HORIZON, ylabel=name, title=title(dataset))
         line[1].set_ylim(0, max(1, line[1].get_ylim()[1]))  # there may be none
@@ -377,19 +368,15 @@ def draw_clock(results, scale, datasets, _):
         names = [row.name for row in rows.ROWS if row.name.partition("-clock")[0] == base]
         for i, row in enumerate(names):
             runs = [run for data in datasets for run in results.of(scale, data, row).values()]
-            runs = [run for run in runs if attempt(horizons, run, [0]) is not None]
-            runs = [run for run in runs if attempt(get, run, "images_per_second")]
-            runs = [run for run in runs if attempt(rank_curve, run)]
+            runs = [run for run in runs if attempt(over_time, run) and attempt(get, run, "images_per_second")]
             for seed, run in enumerate(runs):
                 args = settings(run)
-                epochs = np.array([0, *(point["epoch"] for point in run["history"])])
+                epochs, horizon, ranks, _ = over_time(run)
                 every = run["images_per_second"] * run["seconds"] / args.batch_size
-                steps = epochs / args.epochs * every
-                label = f"lr {args.lr:g}, wd {args.weight_decay:g} (n = {len(runs)})"
-                style = {"marker": MARKERS[i], "linestyle": STYLES[i % 6], "markersize": 3}
-                style["label"] = None if seed else label
-                for axis, x in zip(line, (horizons(run, epochs), steps)):
-                    axis.plot(x, rank_curve(run), color=f"C{i}", **style)
+                steps = np.array(epochs) / args.epochs * every
+                label = None if seed else f"lr {args.lr:g}, wd {args.weight_decay:g} (n = {len(runs)})"
+                for axis, x in zip(line, (horizon, steps)):
+                    axis.plot(x, ranks, color=f"C{i}", label=label, **LOOKS[i])
         line[0].set(xscale="symlog", xlabel=HORIZON, ylabel=RANK, title=base)
         line[1].set(xlabel="steps", title=base)
         if line[1].lines:

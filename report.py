@@ -60,9 +60,8 @@ class Results:
             if seed not in runs or row == parts[2]:
                 runs[seed] = content
         elif len(parts) == 1 and parts[0].startswith("toy"):
-            found = {
-                name: claim | {"settings": content["settings"]} for name, claim in content["claims"].items()
-            }
+            each = content["claims"].items()
+            found = {name: claim | {"settings": content["settings"]} for name, claim in each}
             list(toy_paragraphs(found))
             self.toy = dict(sorted((self.toy | found).items()))
         elif len(parts) == 1 and parts[0].startswith("bench-"):
@@ -76,6 +75,10 @@ class Results:
         """{seed: result} of a row, in the order of seeds; of one of BEST that of the best of its rows."""
         row = self.best(scale, dataset, BEST[row]) if row in BEST else rows.run_of(row)
         return dict(sorted(self.runs.get((scale, dataset, row), {}).items()))
+
+    def all(self, scale, dataset, names):
+        """The results of some rows, row by row."""
+        return [run for name in names for run in self.of(scale, dataset, name).values()]
 
     def best(self, scale, dataset, names):
         """The row with the highest mean kNN-200 over the seeds that all have; None unless two are there."""
@@ -250,14 +253,8 @@ def toy_verdict(claim):
 # ------------------------------------------------------------------------------------------------- the answer
 
 SIDES = {"simclr": "the projector", "noproj-lastlayer": "the penalty"}  # each against noproj
-ASKED = {
-    "rank_1e-2": "rank of h at 1e-2 σ₁",
-    "rank_1e-3": "rank of h at 1e-3 σ₁",
-    "rank_1e-5": "rank of h at 1e-5 σ₁",
-    "dead": "dead coordinates of h",
-    "knn200": "kNN-200",
-    "linear_top1": "linear",
-}
+ASKED = {f"rank_{x}": f"rank of h at {x} σ₁" for x in ("1e-2", "1e-3", "1e-5")}
+ASKED |= {"dead": "dead coordinates of h"} | {x: METRICS[x] for x in ("knn200", "linear_top1")}
 
 
 def against_collapse(results, scale, dataset, row, statistic):
@@ -363,10 +360,9 @@ def table_of(results, table, scale, dataset):
         metrics = ("linear_top1", "linear_top5")
     for metric in metrics:
         ours = [[run[metric] for run in of_row if metric in run] for of_row in runs]
-        papers = [None if table == "clock" else printed(row.name, dataset, metric) for row in lines]
-        papers = [found or (None, None) for found in papers]
+        papers = [printed(row.name, dataset, metric) or (None, None) for row in lines]
         columns.append([METRICS[metric], *map(mean_std, ours)])
-        for source in sorted({source for _, source in papers if source}):
+        for source in sorted({source for _, source in papers if source and table != "clock"}):
             paper = "DirectCLR" if (table, source) == ("table2", "imagenet") else "paper"
             columns.append([f"{paper}, {title(source)}", *(str(value or "–") for value, _ in papers)])
             if scale == "paper" and source == dataset:
@@ -411,8 +407,7 @@ def scale_paragraphs(results, scale, figures):
             header, *body = table_of(results, table, scale, dataset)
             yield f"### {heading}, {title(dataset)}"
             yield markdown(header, [[f"`{name}`", *line] for name, *line in body])
-            names = {rows.run_of(row.name) for row in lines}
-            runs = [run for name in names for run in results.of(scale, dataset, name).values()]
+            runs = results.all(scale, dataset, {rows.run_of(row.name) for row in lines})
             ways = [f"{n} × {way}." for way, n in sorted(Counter(map(setting, runs)).items())]
             command = [f"`make {table} SCALE={scale} DATASETS={dataset}`."] if table else []
             yield " ".join(command + ways)
@@ -447,10 +442,9 @@ def claim_paragraphs(results, claim, scale):
 def paper_difference(part, datasets):
     """(difference that the papers print for a Part, mean over what is pooled; the data sets that it is of)"""
     found = []
-    for pair in part.pairs if part.metrics else ():
-        for dataset in datasets:
-            found.append([printed(name, dataset, metric) for name, metric in zip(pair, part.metrics)])
-    whole = [both for both in found if None not in both]
+    for pair, dataset in product(part.pairs, datasets):
+        found.append([printed(name, dataset, metric) for name, metric in zip(pair, part.metrics)])
+    whole = [both for both in found if both and None not in both]
     gaps = [first[0] - last[0] for first, last in whole]
     return (np.mean(gaps) if gaps else None), {first[1] for first, _ in whole}
 
@@ -547,10 +541,8 @@ def drawable(results, scale):
     """{figure: (its function, the data sets that it can be drawn of)} at a scale."""
     found = {}
     for name, (function, names, needs) in plot.FIGURES.items():
-        datasets = []
-        for dataset in results.datasets(scale, names):
-            runs = [run for row in names for run in results.of(scale, dataset, row).values()]
-            datasets += [dataset] if any(plot.attempt(get, run, *needs) for run in runs) else []
+        runs = {dataset: results.all(scale, dataset, names) for dataset in results.datasets(scale, names)}
+        datasets = [key for key in runs if any(plot.attempt(get, run, *needs) for run in runs[key])]
         if datasets:
             found[name] = (function, datasets)
     return found | ({"forest": (draw_forest, [])} if differences(results, scale) else {})
@@ -562,8 +554,7 @@ def draw(results, folder):
     for scale in results.scales():
         for name, (function, datasets) in drawable(results, scale).items():
             figure = function(results, scale, datasets, name)
-            places = product(datasets, plot.FIGURES[name][1]) if datasets else ()
-            runs = [run for place in places for run in results.of(scale, *place).values()]
+            runs = [run for dataset in datasets for run in results.all(scale, dataset, plot.FIGURES[name][1])]
             figure.suptitle(f"{figure.get_suptitle()} [{plot.size_and_horizon(runs)}]".removesuffix(" []"))
             figures[f"{scale}/{name}"] = figure
     for name, figure in figures.items():
@@ -611,8 +602,6 @@ def main():
             with common.atomic_write(args.out) as file:
                 file.write(text)
             print(args.out)
-    except common.UserError:
-        raise
     except common.ODD as error:  # deeper in a result than `check` looks
         what = f"{type(error).__name__}: {common.brief(error)}"
         raise common.UserError(f"{args.results} holds what can't be told or drawn ({what})") from error

@@ -372,24 +372,17 @@ def rank_correlation(one, other):
     return F.cosine_similarity(*ranks, dim=-1)
 
 
-def summary(values):
-    """What results keep of values (seeds, …): the mean and, of several seeds, the sample deviation."""
-    kept = {"mean": common.rounded(values.mean(0))}
-    if len(values) > 1:
-        kept["std"] = common.rounded(values.std(0))
-    return kept
-
-
-def average(values):
-    """What results keep of values (T, seeds, …), which are many: the mean."""
-    return {"mean": common.rounded(values.mean(1))}
+def summary(values, over_time=False):
+    """What results keep of values (seeds, …): the mean and, of several seeds, the sample deviation. Of values
+    over time (T, seeds, …), which are many: the mean."""
+    spread = {} if over_time or len(values) == 1 else {"std": common.rounded(values.std(0))}
+    return {"mean": common.rounded(values.mean(int(over_time)))} | spread
 
 
 def numbers(name, trained):
     """What results hold of each run of an experiment: its settings; singular values, over time (T2, T3, T5)
     or at the end; what else a figure shows."""
     over_time = name in ("T2", "T3", "T5")
-    kept = average if over_time else summary
     rows = []
     for run in trained.runs[name]:
         weight = trained.histories[run] if over_time else trained.ends(run)[1]
@@ -405,7 +398,7 @@ def numbers(name, trained):
         if name == "T2":
             found["alignment"] = alignment(weight[[0, len(weight) // 4, -1]])
             found["gram_cosine"] = gram_cosine(weight)
-        rows.append(run._asdict() | {key: kept(values) for key, values in found.items()})
+        rows.append(run._asdict() | {key: summary(values, over_time) for key, values in found.items()})
     return rows
 
 
@@ -753,8 +746,7 @@ def parse():
     args.weak_k = args.k[0] if args.k else 0.1
     args.k = list(dict.fromkeys(args.k or KS))
     args.data_dir = args.data_dir or "data"
-    if images:
-        args.dataset = args.dataset or "cifar10"
+    args.dataset = args.dataset or ("cifar10" if images else None)
     return args
 
 
@@ -768,8 +760,7 @@ def main():
     settings = {key: value for key, value in vars(args).items() if key not in ("out", "data_dir")}
     results = {"settings": settings, "claims": verdicts(trained), "steps": steps}
     results |= {name: numbers(name, trained) for name in args.experiments}
-    for folder in args.out:
-        folder.mkdir(parents=True, exist_ok=True)
+    args.out[1].mkdir(parents=True, exist_ok=True)
     for name, figure in figures(results, args):
         path = args.out[0] / f"toy-{name}.png"
         common.write_figure(path, figure)

@@ -1,6 +1,7 @@
 """Data sets as users have them: .npz files good and bad, image folders, torchvision's downloads, shapes."""
 
 import fcntl
+import http.client
 import os
 import shutil
 import threading
@@ -285,9 +286,10 @@ def test_a_second_download_waits_for_the_first_and_takes_what_it_made(tmp_path):
     assert tmp_path.resolve() not in common._LOCKS
 
 
-def test_a_failed_download_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [OSError, http.client.InvalidURL])  # the latter of a bad proxy
+def test_a_failed_download_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, error):
     def fail(root, **_):
-        raise OSError("no route to host")
+        raise error("no route to host")
 
     monkeypatch.setattr(common.torchvision.datasets, "CIFAR10", fail)
     with pytest.raises(common.UserError, match="no route to host"):

@@ -179,6 +179,16 @@ def test_min_max_ratio_is_its_double_loop():
     assert common.min_max_ratio(torch.ones(5, 1)) == 0  # all at one place
 
 
+def test_min_max_ratios_are_of_the_first_images_or_of_all_classes_if_these_are_sorted():
+    encoder = OwnEncoder(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 6))
+    x = torch.randint(0, 256, (2500, 3, 2, 2), dtype=torch.uint8)
+    h = common.features(encoder, None, x)["h"]
+    by_class, mixed = torch.arange(2500) // 500, torch.arange(2500) % 5
+    for y, chosen in ((by_class, np.linspace(0, 2499, 2000).astype(int)), (mixed, np.arange(2000))):
+        found = common.layer_statistics(encoder, None, x, y)["min_max_ratio"]["h"]
+        assert found == pytest.approx(common.min_max_ratio(h[chosen]))
+
+
 @pytest.fixture(params=["resnet18", "mlp"])
 def model(request):
     """Encoder, projector, images as a data set; BatchNorms are not those of a new network."""

@@ -243,6 +243,11 @@ def test_the_plan_tells_what_is_left_by_the_pace_of_such_runs_on_the_latest_devi
     assert plan.seconds_left(waiting, plan.paces()) == 5 * 3 + 65
 
 
+def test_bad_input_ends_a_plan_also_where_torchrun_has_an_exit_code_of_its_own(tmp_path):
+    said = "import sys; print('failed (exitcode: 2) local_rank: 0'); sys.exit(1)"
+    assert plan.Trainer("data", gpus=2).execute([sys.executable, "-c", said], tmp_path / "log", "") == 2
+
+
 def test_a_budget_starts_only_what_will_finish(folder, script):
     assert [plan.duration(text) for text in ("90", "90s", "9m", "2h")] == [90, 90, 540, 7200]
     assert script("plan.py", *TABLE_2, "--budget=2h", "--since=9").out.startswith("0 of 12 runs done")

@@ -112,12 +112,17 @@ def test_a_kill_while_a_run_is_overwritten_leaves_a_folder_that_can_be_used(copi
 
 @pytest.mark.parametrize(
     "streams, code, lines",
-    [("2>&- --epochs 1", 0, 0), (">&- 2>&- --epochs 0", 2, 0), (">/dev/full --epochs 1", 2, 1)],
+    [
+        ("2>&- --epochs 1", 0, 0),
+        (">&- 2>&- --epochs 0", 2, 0),
+        (">/dev/full --epochs 1", 2, 1),
+        ("2>/dev/full --device meta", 2, 0),
+    ],
 )
 def test_closed_streams_are_no_error_and_full_ones_a_line(streams, code, lines, tmp_path, tiny, monkeypatch):
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # with it every line is written at once
-    command = f"{sys.executable} {ROOT}/simclr.py --dataset {tiny} --arch mlp {streams}"
-    command += " " + " ".join(map(str, TINY_RUN[:4])) + " --device cpu"
+    flags = " ".join(map(str, TINY_RUN[:4]))
+    command = f"{sys.executable} {ROOT}/simclr.py --dataset {tiny} --arch mlp --device cpu {flags} {streams}"
     done = subprocess.run(["sh", "-c", command], cwd=tmp_path, check=False, stderr=subprocess.PIPE, text=True)
     assert done.returncode == code and done.stderr.count("error") == lines, done.stderr
     assert "Traceback" not in done.stderr and "ignored" not in done.stderr
@@ -207,11 +212,13 @@ def test_a_finished_run_is_not_run_again(copied, start):
     assert done.returncode == 0 and "finished" in done.out and contents(copied) == before
 
 
-@pytest.mark.parametrize("key, name", [("code", "simclr.py or common.py"), ("torch", "torch")])
-def test_a_run_of_another_version_of_its_script_or_torch_is_continued_with_a_note(copied, start, key, name):
+@pytest.mark.parametrize(
+    "key, was, name", [("code", 0.0, "simclr.py or common.py"), ("torch", "0.0", "torch")]
+)
+def test_a_run_of_another_version_is_continued_with_a_note(copied, start, key, was, name):
     (copied / "result.json").unlink()
     config = read(copied, "config.json")
-    put(copied / "config.json", config | {key: "0.0"})
+    put(copied / "config.json", config | {key: was})
     done = start("simclr.py --resume")
     assert done.returncode == 0 and f"was begun with another version of {name}\n" in done.err
     assert read(copied)["config"][key] == f"0.0 {config[key]}"
@@ -281,6 +288,7 @@ REFUSED = {
         mlp.pt --labels 0; mlp.pt --labels 1.5; mlp.pt --labels nan; mlp.pt --labels 0.01;
         mlp.pt --freeze --lr-encoder 1; mlp.pt --batch-size 97; mlp.pt --epochs 0; mlp.pt --lr-encoder 0;
         mlp.pt --overwrite --resume; mlp.pt --image-size 16; mlp.pt --labels 1 --out photos; --table big;
+        mlp.pt --labels 1 --out . => the folder of mlp.pt;
         mlp.pt --dataset one.npz --batch-size 4 --labels 0.2; no.pt => no.pt; text.pt => text.pt;
         => a checkpoint""",
     "plan.py": """
