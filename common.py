@@ -1,6 +1,7 @@
 """What the experiments share, in the order data flows: data, augmentation, encoder, projectors, losses,
 penalties, arguments, processes, training, evaluation, results. Copy this file beside a script and the script
-runs; drawn images need shapes.py too, image folders pack.py.
+runs; drawn images need shapes.py too, image folders pack.py. `Augment`, `lastlayer_penalty` and
+`covariance_spectrum` also work alone.
 
 Equations and tables are cited by the papers' short names: LL (Can Weight Regularization in the Last Layer
 Reduce Dimensional Collapse?), DirectCLR (Jing et al. 2022), WERank (Pasand et al. 2024), SparseHead (Song et
@@ -98,10 +99,10 @@ def load_dataset(name, data_dir="data", image_size=None, skip_broken=False):
 
     name: cifar10, cifar100, stl10 (train + unlabelled): <data_dir>/<name>.npz, which a torchvision download
     writes the first time; shapes (drawn by shapes.py, no download); an .npz of x_train (N, H, W, 3) uint8,
-    y_train (N,), x_test, y_test, optionally classes; or an image folder train/<class>/*, val/<class>/*, which
-    needs image_size, is packed (pack.py) the first time and mapped. image_size: other images are resized
-    (shorter side, antialiased) and centre-cropped to image_size squared. skip_broken: leaves unreadable
-    images of a folder out.
+    y_train (N,) with -1 for no label, x_test, y_test, optionally classes; or an image folder train/<class>/*,
+    val/<class>/*, which needs image_size, is packed (pack.py) the first time and mapped. image_size: other
+    images are resized (shorter side, antialiased) and centre-cropped to image_size squared. skip_broken:
+    leaves unreadable images of a folder out.
     """
     path = Path(name)
     if name == "shapes":
@@ -574,7 +575,7 @@ def encoder_end(encoder):
 
 
 CHECKPOINT_KEYS = ("backbone", "model", "state_dict")
-CHECKPOINT_PREFIXES = ("", "backbone.", "encoder.", "encoder_q.", "base_encoder.")  # or these after module.
+CHECKPOINT_PREFIXES = ("", "backbone.", "encoder.", "encoder_q.", "base_encoder.")  # MoCo's; or after module.
 
 
 def load_encoder(path, image_size=None):
@@ -710,7 +711,8 @@ def byol_loss(p, z):
 # -------------------------------------------------------------------------------------------------- penalties
 # A weight is (out, in), or a convolution's (out, in, kh, kw) taken as (out, in · kh · kw).
 
-# LL eq. 11; WERank's toy models (LL gives none); SparseHead section 5.2; ours, as lastlayer
+# LL eq. 11; WERank's toy models (LL gives none); SparseHead section 5.2; ours, as lastlayer. A new penalty is
+# an entry here and one in `regularizer`.
 REG_WEIGHT = {"none": 0.0, "lastlayer": 1.0, "werank": 0.1, "sparsehead": 1e-4, "lastlayer-bn": 1.0}
 
 
@@ -1369,8 +1371,9 @@ def fit(args, data, encoder, projector, loss, name, probe=None, modules=()):
     """Trains the modules to minimise loss(x1, x2), a scalar of two views, and evaluates them.
 
     args: those that `prepare` returned. name: the row's. probe: a function of `representations` that gives
-    further results. modules: others to train and to save. Returns what result.json holds. The run's folder
-    gets config.json, metrics.jsonl (a line an epoch), checkpoint.pt, encoder.pt (torchvision's names) and
+    further results. modules: others to train and to save, such as a loss with parameters. On CUDA the loss of
+    a single process is compiled: no .item() in it. Returns what result.json holds. The run's folder gets
+    config.json, metrics.jsonl (a line an epoch), checkpoint.pt, encoder.pt (torchvision's names) and
     result.json. Interrupted at any moment and continued with --resume, a run ends with the same weights, on a
     CPU bit for bit.
     """

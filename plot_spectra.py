@@ -8,6 +8,7 @@
 A run is its folder or its result.json; unfinished runs are left out. Any other file is a checkpoint: the
 state dict of a torchvision-named ResNet-18, -34 or -50 of either stem and any width, or of --arch mlp, itself
 or under the keys and prefixes that are in use. report.py draws the papers' figures with the functions below.
+Copied elsewhere it needs common.py and rows.py.
 """
 
 import argparse
