@@ -575,7 +575,7 @@ def encoder_end(encoder):
 
 
 CHECKPOINT_KEYS = ("backbone", "model", "state_dict")
-CHECKPOINT_PREFIXES = ("", "backbone.", "encoder.", "encoder_q.", "base_encoder.")  # MoCo's; or after module.
+CHECKPOINT_PREFIXES = ("", "backbone.", "encoder.", "encoder_q.", "base_encoder.")  # all also after module.
 
 
 def load_encoder(path, image_size=None):
@@ -1408,7 +1408,7 @@ def fit(args, data, encoder, projector, loss, name, probe=None, modules=()):
     leave_processes()
     stop = stop or (first and signals[-1])  # the last save may have met one
     if stop and first:
-        print(f"stopped after step {run.step} of {run.steps}; --resume continues", file=sys.stderr)
+        complain(f"stopped after step {run.step} of {run.steps}; --resume continues")
     if stop:
         sys.exit(128 + stop)
     return finish(run, out, config, encoder, projector, probe) if first else None
@@ -1714,11 +1714,11 @@ def layer_statistics(encoder, projector, x, y=None):
     """What figures and claims need of test images x, by layer (None where there is none).
 
     spectra and bare_spectra: of the covariance, normalised and not. min_max_ratio: of 2,000 images, the first
-    or, where labels y say that they lie class by class, of all. Beside these `row_norms`, `weight_spectra`
-    and a `heat_map` of every normalised covariance.
+    or, where their labels y are sorted, of all. Beside these `row_norms`, `weight_spectra` and a `heat_map`
+    of every normalised covariance.
     """
     found = features(encoder, projector, x)
-    by_class = y is not None and (y.diff() >= 0).all()
+    by_class = y is not None and (y.diff() >= 0).all()  # as those of an image folder
     few = torch.linspace(0, len(x) - 1, min(2000, len(x))).long() if by_class else slice(2000)
     covariances = {layer: covariance(values) for layer, values in found.items()}
 
@@ -1997,7 +1997,13 @@ def _git_commit():
 def note(text):
     """Says on stderr, once, what a user should know."""
     if process_index() == 0:
-        print(f"note: {text}", file=sys.stderr)
+        complain(f"note: {text}")
+
+
+def complain(line):
+    """A line on stderr; that it is full, or that nobody reads it, changes nothing."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr)
 
 
 def brief(error):
@@ -2013,8 +2019,7 @@ def fail(text, code):
         with contextlib.suppress(RuntimeError):  # the process that has the store may be gone
             first = _STORE[0].add(line, 1) == 1
     if first:
-        with contextlib.suppress(OSError):  # full, or nobody reads it: that changes no exit code
-            print(line, file=sys.stderr)
+        complain(line)
     sys.exit(code)
 
 
@@ -2038,7 +2043,7 @@ def run(main):
         if lost and processes() > 1:
             what = brief(error).split(". ")[0]
             why = f"process {process_index()} has lost another one ({what}): --resume continues"
-            sys.stderr.write(f"{script}: error: {why}\n")
+            complain(f"{script}: error: {why}")
             os._exit(1)  # what waits for the other would hang
         full = re.search("out of memory|can't allocate memory|ALLOC_FAILED", str(error))  # GPU, CPU, cuBLAS
         if not full and not isinstance(error, MemoryError):

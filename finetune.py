@@ -244,7 +244,7 @@ def main():
         raise common.UserError("finetune.py runs in one process")
     encoder, found = common.load_encoder(args.checkpoint, args.image_size)
     checkpoint = Path(args.checkpoint)
-    if args.out and args.out.resolve() == checkpoint.resolve().parent:
+    if args.out and args.out.resolve() in (checkpoint.parent.resolve(), checkpoint.resolve().parent):
         raise common.UserError(f"--out {args.out} is the folder of {checkpoint}")
     config = checkpoint.with_name("config.json")
     of_a_run = checkpoint.name == "encoder.pt" and config.exists()

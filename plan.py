@@ -18,6 +18,7 @@ is stopped (SIGTERM) at the end, to be continued by the next call. Ctrl-C stops 
 
 import argparse
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -118,11 +119,13 @@ def epochs_done(run):
 def in_use(folder):
     """Whether a process holds the folder's lock: a run goes on for a while when its plan is killed."""
     folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        common.lock(folder)
-    except common.UserError:
-        return True
-    common.unlock(folder)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:  # others: a file system without locks
+        return isinstance(error, BlockingIOError)
+    finally:
+        os.close(descriptor)
     return False
 
 

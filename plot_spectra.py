@@ -132,6 +132,8 @@ def horizons(result, epochs):
 def over_time(result):
     """Epochs, decay horizon H, rank and dead coordinates of h, at the start and at every evaluation."""
     points = get(result, "history")
+    if not points:
+        raise Missing("history")
     epochs = [0, *(point["epoch"] for point in points)]
     ranks = [measure(result, "rank_1e-3", start=True), *(point["rank_1e-3"] for point in points)]
     deaths = [measure(result, "dead", start=True), *(len(point["dead"]) for point in points)]

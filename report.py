@@ -252,7 +252,8 @@ def toy_verdict(claim):
 
 # ------------------------------------------------------------------------------------------------- the answer
 
-SIDES = {"simclr": "the projector", "noproj-lastlayer": "the penalty"}  # each against noproj
+# Each against noproj
+SIDES = {"simclr": "the projector", "noproj-lastlayer": "the penalty", "simclr-lastlayer": "both"}
 ASKED = {f"rank_{x}": f"rank of h at {x} σ₁" for x in ("1e-2", "1e-3", "1e-5")}
 ASKED |= {"dead": "dead coordinates of h"} | {x: METRICS[x] for x in ("knn200", "linear_top1")}
 
@@ -602,6 +603,8 @@ def main():
             with common.atomic_write(args.out) as file:
                 file.write(text)
             print(args.out)
+    except common.UserError:
+        raise
     except common.ODD as error:  # deeper in a result than `check` looks
         what = f"{type(error).__name__}: {common.brief(error)}"
         raise common.UserError(f"{args.results} holds what can't be told or drawn ({what})") from error

@@ -244,8 +244,10 @@ def test_the_plan_tells_what_is_left_by_the_pace_of_such_runs_on_the_latest_devi
 
 
 def test_bad_input_ends_a_plan_also_where_torchrun_has_an_exit_code_of_its_own(tmp_path):
-    said = "import sys; print('failed (exitcode: 2) local_rank: 0'); sys.exit(1)"
-    assert plan.Trainer("data", gpus=2).execute([sys.executable, "-c", said], tmp_path / "log", "") == 2
+    trainer = plan.Trainer("data", gpus=2)
+    for code in (1, 2):
+        said = f"import sys; print('failed (exitcode: {code}) local_rank: 0', file=sys.stderr); sys.exit(1)"
+        assert trainer.execute([sys.executable, "-c", said], tmp_path / "log", "") == code
 
 
 def test_a_budget_starts_only_what_will_finish(folder, script):

@@ -212,16 +212,14 @@ def test_a_finished_run_is_not_run_again(copied, start):
     assert done.returncode == 0 and "finished" in done.out and contents(copied) == before
 
 
-@pytest.mark.parametrize(
-    "key, was, name", [("code", 0.0, "simclr.py or common.py"), ("torch", "0.0", "torch")]
-)
+@pytest.mark.parametrize("key, was, name", [("code", 5, "simclr.py or common.py"), ("torch", "0.0", "torch")])
 def test_a_run_of_another_version_is_continued_with_a_note(copied, start, key, was, name):
     (copied / "result.json").unlink()
     config = read(copied, "config.json")
     put(copied / "config.json", config | {key: was})
     done = start("simclr.py --resume")
     assert done.returncode == 0 and f"was begun with another version of {name}\n" in done.err
-    assert read(copied)["config"][key] == f"0.0 {config[key]}"
+    assert read(copied)["config"][key] == f"{was} {config[key]}"
     (copied / "result.json").unlink()
     assert "version" not in start("simclr.py --resume").err
 
