@@ -256,6 +256,12 @@ def toy_verdict(claim):
 SIDES = {"simclr": "the projector", "noproj-lastlayer": "the penalty", "simclr-lastlayer": "both"}
 ASKED = {f"rank_{x}": f"rank of h at {x} σ₁" for x in ("1e-2", "1e-3", "1e-5")}
 ASKED |= {"dead": "dead coordinates of h"} | {x: METRICS[x] for x in ("knn200", "linear_top1")}
+COLLAPSE = ("rank_1e-3", "rank_1e-5", "dead")
+QUESTIONS = {  # the rows and statistics that answer each
+    "Does the projector prevent collapse?": (("simclr",), COLLAPSE),
+    "Does a penalty on the last weights?": (("noproj-lastlayer",), COLLAPSE),
+    "Does either buy accuracy?": (SIDES, ("knn200", "linear_top1")),
+}
 
 
 def against_collapse(results, scale, dataset, row, statistic):
@@ -292,14 +298,38 @@ def last_weight(runs, *place):
     return "–".join(dict.fromkeys(f"{value:.2g}" for value in (min(values), max(values))))
 
 
-def answer(results, scale, dataset):
-    """What the rows of the question say at a scale: in words, and as a table. Nothing without two of them."""
-    sides = {row: name for row, name in SIDES.items() if results.together(scale, dataset, (row, "noproj"))}
-    if not sides:
-        return
+def compared(results, place):
+    """Those of SIDES that share a seed with noproj at a (scale, data set)."""
+    return [row for row in SIDES if results.together(*place, (row, "noproj"))]
+
+
+def in_words(results, place, row, statistic):
+    """What a row does to a statistic of noproj at a place, with the numbers."""
+    word, numbers = effect(results, *place, row, statistic)
+    if statistic not in METRICS:
+        runs = [results.of(*place, name).values() for name in ("noproj", row)]
+        without, with_it = (np.mean([measure(run, statistic) for run in of_row]) for of_row in runs)
+        numbers = f"{without:.1f} without, {with_it:.1f} with it"
+    return f"{word} ({ASKED[statistic]}: {numbers})"
+
+
+def answer(results, places):
+    """Each question with what the scales say to it."""
+    for question, (names, statistics) in QUESTIONS.items():
+        yield f"- *{question}*"
+        for place in places:
+            told = []
+            for row in filter(names.__contains__, compared(results, place)):
+                words = ", ".join(in_words(results, place, row, statistic) for statistic in statistics)
+                told.append(f"{SIDES[row]}: {words}")
+            yield f"  - `{place[0]}`, {title(place[1])} – {'; '.join(told) or 'not measured'}"
+
+
+def numbers(results, scale, dataset):
+    """The table that an answer at a scale rests on."""
+    sides = compared(results, (scale, dataset))
     runs = {row: list(results.of(scale, dataset, row).values()) for row in ("noproj", *sides)}
     lines = []
-    words = {row: {} for row in sides}
     for statistic, name in ASKED.items():
         starts = [plot.attempt(measure, run, statistic, "h", True) for run in runs["noproj"]]
         line = [name, mean_std([] if None in starts else starts)]
@@ -307,34 +337,30 @@ def answer(results, scale, dataset):
             said = effect(results, scale, dataset, row, statistic) if row in sides else ()
             cell = [mean_std([measure(run, statistic) for run in of_row]), *said]
             line.append(", ".join(filter(None, cell)))
-            if said:
-                words[row].setdefault(said[0], []).append(name)
         lines.append(line)
-    places = [(runs["noproj"], "start"), *([of_row] for of_row in runs.values())]
-    weights = [plot.attempt(last_weight, *place) or "–" for place in places]
-    lines.append(["σ₁ of the encoder's last weight", *weights])
-    said = f"**`{scale}`** ({rows.SCALES[scale].meaning}; {title(dataset)})."
-    for row, name in sides.items():
-        effects = (f"{word} ({', '.join(of)})" for word, of in words[row].items())
-        said += f" {name.capitalize()}: {', '.join(effects)}."
-    yield said
+    ends = [(runs["noproj"], "start"), *([of_row] for of_row in runs.values())]
+    lines.append(
+        ["σ₁ of the encoder's last weight", *(plot.attempt(last_weight, *end) or "–" for end in ends)]
+    )
     of = len(runs["noproj"][0]["spectra"]["h"])
-    yield markdown((f"of {of} dimensions", "at the start", "neither", *sides.values()), lines)
+    columns = (f"of {of} dimensions", "at the start", "neither", *(SIDES[row] for row in sides))
+    yield f"**`{scale}`** ({rows.SCALES[scale].meaning}; {title(dataset)}):"
+    yield markdown(columns, lines)
 
 
 def opening(results):
     """The answers of every scale and data set, and what remains open."""
     telling = [scale for scale in results.scales() if scale != UNDECIDED] or results.scales()
-    places = [(scale, dataset) for scale in telling for dataset in results.datasets(scale, SIDES)]
-    told = [text for place in places for text in answer(results, *place)]
-    yield from told or ["Nothing that answers it has been measured yet: `make table2` does."]
-    if told and telling == [UNDECIDED]:
+    every = [(scale, dataset) for scale in telling for dataset in results.datasets(scale, SIDES)]
+    places = [place for place in every if compared(results, place)]
+    yield "\n".join(answer(results, places)) if places else "Nothing that answers it has been measured yet."
+    if places and telling == [UNDECIDED]:
         yield f"So it is **undecided**: `{UNDECIDED}` is over before anything can collapse."
     if "paper" not in results.scales():
         yield "**Open** until a GPU runs `paper`: whether it is so at the papers' width, epochs and accuracy."
+    for place in places:
+        yield from numbers(results, *place)
 
-
-PURPOSE = "Does the projector prevent collapse? Does a penalty on the last weights? Does either buy accuracy?"
 
 # --------------------------------------------------------------------------------------------------- the page
 
@@ -486,7 +512,7 @@ def toy_paragraphs(toy):
 
 def page(results, figures):
     """RESULTS.md, paragraph by paragraph. figures: names of those that can be drawn, by scale."""
-    yield f"# Results\n\n**{PURPOSE}**"
+    yield "# Results"
     yield from opening(results)
     if plot.places(results):
         yield "![Accuracy against rank of h](figures/accuracy-rank.png)"

@@ -432,7 +432,8 @@ def test_the_page_opens_with_answers(write, page, full, bare, by_rank, by_dead, 
         cells = lines[name][0]
         assert [float(cell.split()[0]) for cell in cells[:3]] == [start, bare[i], full[i]]
         assert cells[2].endswith(f"({seeds}), {said}")
-        assert re.search(rf"projector: .*{said} \(", opening)
+        shown = rf"projector: .*{said} \({name}: {bare[i]}\.0 without, {full[i]}\.0 with it\)"
+        assert re.search(shown, opening)
     gain = "a gain" if decided else "undecided"
     assert f", {gain}, +4.00" in lines["kNN-200"][0][2] and ", undecided, " in lines["kNN-200"][0][3]
     assert [lines[f"rank of h at 1e-{k} σ₁"][0][1].split(" ")[0] for k in (2, 5)] == [f"{bare[0]}.0"] * 2
