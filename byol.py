@@ -62,10 +62,8 @@ def main():
     args, data = common.prepare(args, resolve)
     encoder = common.make_encoder(args)
     hidden = args.hidden or 1024
-    width = args.embedding or 256
+    width = encoder.dim if args.projector == "none" else args.embedding or 256
     projector = common.projector(args.projector, encoder.dim, hidden, width)
-    if args.projector == "none":
-        width = encoder.dim
     predictor = common.projector("mlp", width, hidden, width)
     target = Target(encoder, projector, args.momentum)
     penalty = common.regularizer(args, encoder, projector)

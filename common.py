@@ -157,6 +157,8 @@ def _read_npz(path):
         with np.load(path) as file:
             arrays = {key: np.asarray(file[key]) for key in NPZ_KEYS if key in file.files}  # or bytes
     except Exception as error:  # zip, zlib, pickle, system: a bad file has many errors
+        if no_memory(error):
+            raise
         raise UserError(f"{path} is not a readable .npz file ({brief(error)})") from None
     if missing := set(NPZ_KEYS) - {"classes"} - set(arrays):
         raise UserError(f"{path} lacks {', '.join(sorted(missing))}")
@@ -223,9 +225,9 @@ def subset(data, size):
     """`data` with `size` training images, `balanced`, in their order."""
     keep = balanced(data.y_train, size, f"--train-size {size}").sort().values
     if len(keep) < size:
-        counts = {name: (data.y_train == label).sum() for label, name in enumerate(data.classes)}
-        least = min(filter(counts.get, counts), key=counts.get)
-        raise UserError(f"--train-size {size} takes more than the {counts[least]} images of class {least!r}")
+        labels, counts = data.y_train[data.y_train >= 0].unique(return_counts=True)
+        least = data.classes[labels[counts.argmin()]]
+        raise UserError(f"--train-size {size} takes more than the {counts.min()} images of class {least!r}")
     return data._replace(x_train=data.x_train[keep], y_train=data.y_train[keep])
 
 
@@ -328,6 +330,7 @@ def gaussian_blur(x, sigma, kernel_size):
     def blur(n):
         pixel = torch.arange(n, device=x.device)
         source = (n - 1) - ((n - 1) - (pixel[:, None] + offset).abs()).abs()  # reflected into 0 … n - 1
+        source = source.clamp(min=0)  # a single pixel has no other side
         return torch.einsum("bk,ikj->bij", kernel, (source[:, :, None] == pixel).float())[:, None]
 
     return blur(x.shape[2]) @ x @ blur(x.shape[3]).transpose(2, 3)
@@ -555,10 +558,9 @@ def _is_resnet(encoder):
 def memory_format(encoder):
     """channels_last for ResNets where it is safe, a quarter faster on a CPU: with torch 2.11 to 2.15 a
     strided 1 x 1 convolution (oneDNN's) of fewer than 16 channels overruns its memory on a CPU."""
-    if not _is_resnet(encoder):
-        return torch.contiguous_format
-    weight = encoder.conv1.weight
-    return torch.channels_last if weight.is_cuda or len(weight) % 16 == 0 else torch.contiguous_format
+    first = encoder.conv1.weight if _is_resnet(encoder) else None
+    safe = first is not None and (first.is_cuda or len(first) % 16 == 0)
+    return torch.channels_last if safe else torch.contiguous_format
 
 
 def encoder_end(encoder):
@@ -610,6 +612,8 @@ def _checkpoint_weights(path):
     except OSError:  # which names the path
         raise
     except Exception as error:  # anything may be in a file
+        if no_memory(error):
+            raise
         what = f"{type(error).__name__}; of a whole model save model.state_dict()"
         raise UserError(f"{path} is not a checkpoint of tensors ({what})") from None
     for _ in range(3):  # keys may be nested
@@ -1039,6 +1043,7 @@ def join_processes():
         with on_signals(signal.SIG_DFL):  # it waits in C++, where no handler is called
             store, number, count = next(dist.rendezvous("env://", timeout=to_come))
             dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=to_answer)
+            store.set_timeout(to_answer)  # NCCL meets through it, at the first exchange
     except (AssertionError, RuntimeError, ValueError) as error:
         raise UserError(f"WORLD_SIZE is set, and the processes can't meet ({brief(error)})") from None
     _STORE.append(store)
@@ -1332,7 +1337,7 @@ class Training:
         return line
 
     def save(self, path):
-        """Writes the checkpoint, unless the weights are not finite; of several processes the first does.
+        """Writes the checkpoint; of several processes the first does. Weights that are not finite end it all.
 
         It holds all that a run needs to be continued to the same weights.
         """
@@ -1466,6 +1471,11 @@ def inputs(encoder, x):
     return x.contiguous(memory_format=memory_format(encoder))
 
 
+def at_once(x):
+    """How many of the images x are evaluated at once: 256, fewer of those beyond 256 x 256 pixels."""
+    return max(2, min(256, 2**24 // (x.shape[2] * x.shape[3])))
+
+
 @torch.no_grad()
 def features(encoder, projector, x, layers=LAYERS):
     """{layer: float32 (N, dim)} of uint8 images x (N, 3, H, W), not augmented; BatchNorm statistics stay.
@@ -1490,7 +1500,7 @@ def features(encoder, projector, x, layers=LAYERS):
 
     hooks = [module.register_forward_pre_hook(partial(keep, layer)) for layer, module in seen_by.items()]
     parts = []
-    for block in x.split(256):
+    for block in x.split(at_once(x)):
         found["h"] = encoder(inputs(encoder, block))
         if projector is not None:
             found["z"] = projector(found["h"])
@@ -1506,8 +1516,7 @@ def representations(encoder, data):
     labelled = data.y_train >= 0
     whole = labelled.all()  # to index would copy every image
     x_train = data.x_train if whole else data.x_train[labelled.to(data.x_train.device)]
-    images = (x_train, data.x_test)
-    train_h, test_h = (features(encoder, None, x, ("h",))["h"] for x in images)
+    train_h, test_h = (features(encoder, None, x, ("h",))["h"] for x in (x_train, data.x_test))
     return train_h, data.y_train[labelled], test_h, data.y_test
 
 
@@ -1535,9 +1544,9 @@ def knn_accuracy(train_h, train_y, test_h, test_y, k=200, temperature=0.1):
     """
     _check_features(train_h, train_y, test_h, test_y)
     train_h, test_h = (F.normalize(h, dim=1) for h in full_precision(train_h, test_h))
-    train_y, test_y = train_y.long(), test_y.long()
+    known, labels = torch.cat([train_y, test_y]).unique(return_inverse=True)
+    train_y, test_y = labels.split([len(train_y), len(test_y)])
     k = min(k, len(train_h))
-    classes = int(max(train_y.max(), test_y.max())) + 1
     correct = 0
     block = train_h.new_empty(min(1024, len(test_h)), len(train_h))  # once: new memory costs a tenth on a CPU
     for h, y in zip(test_h.split(1024), test_y.split(1024)):
@@ -1546,7 +1555,7 @@ def knn_accuracy(train_h, train_y, test_h, test_y, k=200, temperature=0.1):
         weight = torch.ones_like(similarity)
         if temperature is not None:
             weight = ((similarity - similarity[:, :1]) / temperature).exp()
-        votes = weight.new_zeros(len(h), classes).scatter_add_(1, labels, weight)
+        votes = weight.new_zeros(len(h), len(known)).scatter_add_(1, labels, weight)
         winner = votes.gather(1, labels).argmax(1, keepdim=True)  # of equal votes the nearest neighbour's
         correct += (labels.gather(1, winner)[:, 0] == y).sum()
     return 100 * correct.item() / len(test_y)
@@ -1741,7 +1750,7 @@ def start_statistics(encoder, projector, data):
     up to 2,048 training images: those that they start with, 0 and 1, are no one's. None but in process 0."""
     modules = copy.deepcopy(nn.Sequential(encoder, projector))
     drawn = torch.randperm(len(data.x_train), generator=torch.Generator().manual_seed(0))  # of all classes
-    blocks = drawn[:2048].to(data.x_train.device).split(256)
+    blocks = drawn[:2048].split(at_once(data.x_train))
     blocks = (block for block in blocks if len(block) > 1)  # the variance of one is none
     torch.optim.swa_utils.update_bn((inputs(encoder, data.x_train[block]) for block in blocks), modules)
     if process_index():
@@ -1832,8 +1841,8 @@ NOT_OF_A_RUN = ("out", "resume", "overwrite", "data_dir")  # arguments that do n
 def open_run(args, name, data):
     """(folder, configuration, checkpoint or None, result or None) of a run, new or to be continued.
 
-    UserError for a folder that is not a run's, or whose script, row, arguments or data differ; --overwrite
-    takes it all the same.
+    UserError for a folder that is not a run's; for one whose script, row, arguments or data differ, unless
+    --overwrite.
     """
     out = args.out or Path("runs") / f"{Path(args.dataset).absolute().stem}-{name}-seed{args.seed}"
     config = _configuration(args, name) | {"data": _checksum(args, data)}
@@ -1855,6 +1864,10 @@ def open_run(args, name, data):
         print(f"{out} is finished")
         return out, config, None, result
     checkpoint = _checkpoint(out / "checkpoint.pt")
+    if config is there and checkpoint is None:
+        note(f"{out} has no checkpoint.pt: its run begins anew")
+    if config["arguments"].get("compile") != new["arguments"].get("compile"):
+        note(f"{out} was begun with another --compile: from here on its weights will differ in rounding")
     if config.get("device") != new["device"]:
         note(f"{out} was begun on {config.get('device')}: here its weights will differ in rounding")
     for key, what in (("code", f"{new['script']} or common.py"), ("torch", "torch")):
@@ -1947,11 +1960,10 @@ def _require_same_run(out, there, config, resume):
 
 def _checkpoint(path):
     try:
-        found = torch.load(path, "cpu", weights_only=True) if path.exists() else None
-        if not isinstance(found, dict | None):
-            raise TypeError(f"it holds a {type(found).__name__}")
-        return found
+        return torch.load(path, "cpu", weights_only=True) if path.exists() else None
     except Exception as error:  # whatever the file holds
+        if no_memory(error):
+            raise
         raise UserError(f"{path} can't be read ({brief(error)}); --overwrite starts anew") from None
 
 
@@ -2023,6 +2035,12 @@ def fail(text, code):
     sys.exit(code)
 
 
+def no_memory(error):
+    """Whether an exception says that a GPU, the CPU or cuBLAS has no memory left."""
+    told = re.search("out of memory|can't allocate memory|ALLOC_FAILED", str(error))
+    return bool(told) or isinstance(error, MemoryError)
+
+
 def run(main):
     """Calls a script's main(). Exit codes: 2 bad input, in one line; 1 no memory left; 130, 143 signals."""
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -2045,8 +2063,7 @@ def run(main):
             why = f"process {process_index()} has lost another one ({what}): --resume continues"
             complain(f"{script}: error: {why}")
             os._exit(1)  # what waits for the other would hang
-        full = re.search("out of memory|can't allocate memory|ALLOC_FAILED", str(error))  # GPU, CPU, cuBLAS
-        if not full and not isinstance(error, MemoryError):
+        if not no_memory(error):
             raise
         advice = "a smaller --batch-size or --width needs less"
         what = brief(error).split(" GPU ")[0]  # PyTorch adds five lines of advice

@@ -83,6 +83,8 @@ def train_epoch(args, data, chosen, encoder, classifier, opt, views, epoch, done
 def accuracies(encoder, classifier, data):
     """(top-1, top-5) percent of the test images, not augmented."""
     logits = common.features(encoder, classifier, data.x_test, ("z",))["z"]
+    if not logits.isfinite().all():
+        common.fail("weights or features are not finite: try a smaller --lr, --lr-encoder", 1)
     hits = logits.topk(min(5, logits.shape[1])).indices == data.y_test[:, None]
     return 100 * hits[:, 0].double().mean().item(), 100 * hits.any(1).double().mean().item()
 
@@ -128,6 +130,9 @@ def fit(args, data, chosen, encoder):
         common.write_tensors(out / "checkpoint.pt", state | progress)
         last_save = time.perf_counter()
 
+    def finite(total):
+        return math.isfinite(total) and all(p.isfinite().all() for p in model.parameters())
+
     signals = [0]  # and those that come, also in the midst of a batch
     for epoch in tqdm(range(len(metrics), args.epochs), disable=None):
         total = begun[1]
@@ -135,13 +140,15 @@ def fit(args, data, chosen, encoder):
         with common.on_signals(lambda number, _: signals.append(number)):
             for done, total in train_epoch(*everything):
                 due = signals[-1] or time.perf_counter() - last_save > common.SAVE_EVERY
-                if due and math.isfinite(total):
+                if due and finite(total):
                     save((done, total))
                 if signals[-1]:
                     sys.exit(128 + signals[-1])
             loss = float(total) / len(chosen)
-            if not math.isfinite(loss):
-                common.fail(f"loss not finite in epoch {epoch + 1}: try a smaller --lr, --lr-encoder", 1)
+            if not finite(loss):
+                common.fail(
+                    f"loss or weights not finite in epoch {epoch + 1}: try a smaller --lr, --lr-encoder", 1
+                )
             metrics.append({"epoch": epoch + 1, "loss": loss, "seconds": time.perf_counter() - started})
             begun = (0, 0.0)
             with common.atomic_write(out / "metrics.jsonl") as file:

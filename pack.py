@@ -10,7 +10,6 @@ centre-cropped. train.json and val.json say of which files. What is interrupted 
 import hashlib
 import io
 import os
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -74,8 +73,10 @@ def load(path, size):
     parts = splits(path)
     for split, images in parts.items():
         skipped = set(common.read_json(folder / f"{split}.json")["skipped"])
-        kept = [file for file, _ in images.samples if os.path.relpath(file, path) not in skipped]
-        labels = [parts["train"].class_to_idx[Path(file).relative_to(path).parts[1]] for file in kept]
+        kept = images.samples
+        if skipped:
+            kept = [sample for sample in kept if os.path.relpath(sample[0], path) not in skipped]
+        labels = [parts["train"].class_to_idx[images.classes[label]] for _, label in kept]
         try:
             # only to be read: a mapping that may be written counts as memory, and there may be less
             x = np.lib.format.open_memmap(folder / f"{split}.npy", mode="r")
@@ -131,6 +132,8 @@ def _write(images, size, part, note_file, note, skip_broken):
             image = vision.center_crop(vision.resize(read_rgb(sample[0]), size), size)
             return np.asarray(image).transpose(2, 0, 1).tobytes()
         except Exception as error:  # Pillow's are many
+            if common.no_memory(error):
+                raise
             return error
 
     part.touch()
@@ -141,7 +144,8 @@ def _write(images, size, part, note_file, note, skip_broken):
         out.truncate(HEADER + bytes_each * (note["done"] - len(note["skipped"])))
         out.seek(0, os.SEEK_END)
         while note["done"] < len(images):
-            block = images.samples[note["done"] : note["done"] + BLOCK]
+            few = max(1, min(BLOCK, 2**30 // bytes_each))  # a gigabyte at once
+            block = images.samples[note["done"] : note["done"] + few]
             for (file, _), image in zip(block, pool.map(read, block)):
                 if isinstance(image, bytes):
                     out.write(image)
@@ -149,7 +153,7 @@ def _write(images, size, part, note_file, note, skip_broken):
                 what = f"{file} is not a readable image ({common.brief(image)})"
                 if not skip_broken:
                     raise common.UserError(f"{what}: pack.py --skip-broken leaves such images out")
-                print(f"left out: {what}", file=sys.stderr)
+                common.complain(f"left out: {what}")
                 note["skipped"].append(os.path.relpath(file, place))
             out.flush()
             os.fsync(out.fileno())

@@ -179,7 +179,7 @@ def test_processes_exchange_numbers_of_the_host_and_of_gpus(cuda, backend, monke
     monkeypatch.setattr(common, "_STORE", [])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(common.dist, "is_nccl_available", lambda: True)
-    monkeypatch.setattr(common.dist, "rendezvous", lambda *_, **__: iter([(None, 0, 2)]))
+    monkeypatch.setattr(common.dist, "rendezvous", lambda *_, **__: iter([(Mock(), 0, 2)]))
     monkeypatch.setattr(common.dist, "init_process_group", lambda name, **_: named.append(name))
     common.join_processes()
     assert named == [backend]

@@ -8,6 +8,7 @@ import threading
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import common
 import numpy as np
@@ -212,10 +213,7 @@ def test_a_packed_folder_whose_notes_are_damaged_is_refused(folder, change):
 
 
 def test_a_file_system_without_locks_is_a_note(tmp_path, monkeypatch, capsys):
-    def flock(*_):
-        raise OSError(38, "Function not implemented")
-
-    monkeypatch.setattr("fcntl.flock", flock)
+    monkeypatch.setattr("fcntl.flock", Mock(side_effect=OSError(38, "Function not implemented")))
     common.lock(tmp_path)
     common.unlock(tmp_path)
     assert capsys.readouterr().err.startswith(f"note: {tmp_path} can't be locked")
@@ -288,10 +286,7 @@ def test_a_second_download_waits_for_the_first_and_takes_what_it_made(tmp_path):
 
 @pytest.mark.parametrize("error", [OSError, http.client.InvalidURL])  # the latter of a bad proxy
 def test_a_failed_download_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, error):
-    def fail(root, **_):
-        raise error("no route to host")
-
-    monkeypatch.setattr(common.torchvision.datasets, "CIFAR10", fail)
+    monkeypatch.setattr(common.torchvision.datasets, "CIFAR10", Mock(side_effect=error("no route to host")))
     with pytest.raises(common.UserError, match="no route to host"):
         common.load_dataset("cifar10", tmp_path / "new" / "data")
     assert not list(tmp_path.iterdir())
@@ -318,6 +313,14 @@ def test_a_subset_is_balanced_and_the_first_of_each_class():
     assert torch.equal(data.x_test, torch.arange(10))
 
 
-def test_a_class_with_too_few_images_for_a_subset_is_named():
+@pytest.mark.parametrize("classes", ["abc", "aaa"])
+def test_a_class_with_too_few_images_for_a_subset_is_named(classes):
     with pytest.raises(common.UserError, match="more than the 3 images of class 'a'"):
-        common.subset(TEN, 10)
+        common.subset(TEN._replace(classes=classes), 10)
+
+
+def test_memory_that_is_full_is_no_damaged_file(tmp_path, monkeypatch):
+    (tmp_path / "x.npz").touch()
+    monkeypatch.setattr(np, "load", Mock(side_effect=MemoryError))
+    with pytest.raises(MemoryError):
+        common.load_dataset(tmp_path / "x.npz")

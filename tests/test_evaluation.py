@@ -42,6 +42,14 @@ def test_knn_equals_a_loop(k, temperature):
     data = clusters(250, 1100)  # two blocks of test images
     ours = common.knn_accuracy(*data, k=k, temperature=temperature)
     assert ours == pytest.approx(knn_loop(*data, k, temperature))
+    h, y, test_h, test_y = data
+    spread = (h, y * 10**12, test_h, test_y * 10**12)  # memory is for the labels that are there
+    assert common.knn_accuracy(*spread, k=k, temperature=temperature) == ours
+
+
+def test_large_images_are_evaluated_few_at_once():
+    for pixels, few in ((32, 256), (256, 256), (1024, 16), (4096, 2)):
+        assert common.at_once(torch.empty(1, 3, pixels, pixels, device="meta")) == few
 
 
 def test_linear_probe_meets_its_optimality_condition_in_blocks_too(monkeypatch):

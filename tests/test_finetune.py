@@ -134,6 +134,13 @@ def test_the_architecture_is_the_checkpoints_with_its_weights_or_from_scratch(tm
     assert arguments.items() >= {"arch": "resnet50", "stem": "imagenet", "width": 4, "scratch": True}.items()
 
 
+def test_a_last_step_that_diverges_gives_no_result(tmp_path, tiny, script):
+    torch.save(common.resnet(width=4).state_dict(), tmp_path / "a.pt")
+    flags = ("--labels", 1, "--epochs", 1, "--batch-size", 96, "--lr-encoder", 1e6, "--out", "run")
+    done = script("finetune.py", "a.pt", "--dataset", tiny, *flags)
+    assert done.returncode == 1 and "not finite" in done.err and not (tmp_path / "run/result.json").exists()
+
+
 def test_other_weights_under_the_same_name_are_another_run(tiny, tmp_path, script):
     run = partial(script, "finetune.py", "a.pt", "--dataset", tiny, *FLAGS, "--out", "run", "--resume")
     for code in (0, 2):

@@ -224,6 +224,22 @@ def test_a_run_of_another_version_is_continued_with_a_note(copied, start, key, w
     assert "version" not in start("simclr.py --resume").err
 
 
+NOTED = [
+    (("result.json", "checkpoint.pt"), False, "begins anew"),
+    (("result.json",), True, "another --compile"),
+]
+
+
+@pytest.mark.parametrize("gone, compiled, said", NOTED)
+def test_what_is_not_continued_bit_for_bit_is_a_note(copied, start, gone, compiled, said):
+    for name in gone:
+        (copied / name).unlink()
+    config = read(copied, "config.json")
+    put(copied / "config.json", config | {"arguments": config["arguments"] | {"compile": compiled}})
+    done = start("simclr.py --resume")
+    assert done.returncode == 0 and done.err.startswith("note: ") and said in done.err
+
+
 @pytest.mark.parametrize(
     "flag, gone", [("--overwrite", ()), ("", ("checkpoint.pt", "encoder.pt", "result.json"))]
 )
