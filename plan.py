@@ -164,12 +164,15 @@ def paces():
     """
     timed = {}
     for file in sorted(Path("runs").glob("*/*/*/seed*/config.json"), key=changed):
-        epochs = [end - start for start, end in pairwise([0.0, *epoch_ends(file.parent)])]
+        ends = [0.0, *epoch_ends(file.parent)]
+        epochs = [end - start for start, end in pairwise(ends)]
         with contextlib.suppress(*DAMAGED):  # or no epoch: no pace
             steady = median(epochs[1:] or epochs)
             rest = START + max(0, epochs[0] - steady)
             result = file.with_name("result.json")
-            if result.exists():  # since the last epoch, not the start: a run may have waited to be continued
+            evaluating = changed(file.with_name("metrics.jsonl")) - changed(file) - ends[-1]
+            rest += evaluating if 0 < evaluating < ends[-1] / 2 else 0  # more: it has waited to be continued
+            if result.exists():
                 rest += max(0, changed(result) - changed(file.with_name("metrics.jsonl")))
             config = read(file)
             for key in kinds(config["script"], config["arguments"]):
@@ -265,8 +268,8 @@ class Trainer:
 
     def fits(self, run):
         """Whether a run is still to be trained and, by its pace, ends before the deadline."""
-        needed = seconds_left(run, paces())
-        return not self.ended and needed != 0 and time.time() + max(5, needed or 0) <= self.deadline
+        needed = 0 if self.ended else seconds_left(run, paces())
+        return needed != 0 and time.time() + max(5, needed or 0) <= self.deadline
 
     def wait_for(self, run):
         """Waits while another process has the run's folder."""
@@ -313,19 +316,19 @@ class Trainer:
             return 0
         if code == 2 and in_use(run.folder):  # another plan was faster
             return self.train(run)
-        print(f"plan.py: {run} ended with exit code {code}, log {log}: {line}", file=sys.stderr)
+        common.complain(f"plan.py: {run} ended with exit code {code}, log {log}: {line}")
         self.ended |= code == 2  # bad input: it would be the next run's too
         return code or 1
 
     def execute(self, command, log, prefix):
         """Runs a command; shows its lines with a prefix, adds them to a log. Its exit code, as a shell's."""
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        process = subprocess.Popen(command, env=self.environment, **pipes)
-        self.processes.append(process)
-        if self.ended:  # since it was last asked
-            process.terminate()
         refused = False  # bad input, which torchrun's own exit code does not tell
         with open(log, "ab", buffering=0) as file:
+            process = subprocess.Popen(command, env=self.environment, **pipes)
+            self.processes.append(process)
+            if self.ended:  # since it was last asked
+                process.terminate()
             for line in process.stdout:
                 refused |= b"(exitcode: 2)" in line
                 with contextlib.suppress(OSError):  # a full disk, which the run will tell, or nobody reads it
