@@ -141,7 +141,8 @@ def judged(results, claim, scale):
     datasets = results.datasets(scale, {row for part in parts for pair in part.pairs for row in pair})
     found = []
     for part in parts:
-        groups = [[dataset] for dataset in datasets]
+        measured = [data for data in datasets if all(results.of(scale, data, row) for row in part.pairs[0])]
+        groups = [[dataset] for dataset in measured or datasets[:1]]
         if len(part.pairs) > 1 and datasets:
             groups = [results.complete(part, scale, datasets)]
         found += [(group, part, results.compare(part, scale, group)) for group in groups]
@@ -179,6 +180,11 @@ def check(result, scale, dataset, row, seed):
         block = result["covariance"][layer]["block"]
         require({len(line) for line in block} == {len(block)}, f"has no square covariance of {layer}")
     setting(result)  # what it is trained on can be said
+    for place in ((), ("start",)):
+        plot.attempt(last_weight, [result], *place)
+        for statistic in ASKED:
+            plot.attempt(measure, result, statistic, "h", bool(place))
+    plot.attempt(plot.over_time, result)
     for key in ("bare", "folded", "variance"):
         require(all(is_number(x, 0) for x in norms[key]), f"has no valid row_norms, {key}")
     lengths = {len(spectra["h"]), len(spectra["penultimate"]), *map(len, norms.values())}
@@ -254,14 +260,10 @@ def toy_verdict(claim):
 
 # Each against noproj
 SIDES = {"simclr": "the projector", "noproj-lastlayer": "the penalty", "simclr-lastlayer": "both"}
-ASKED = {f"rank_{x}": f"rank of h at {x} σ₁" for x in ("1e-2", "1e-3", "1e-5")}
-ASKED |= {"dead": "dead coordinates of h"} | {x: METRICS[x] for x in ("knn200", "linear_top1")}
-COLLAPSE = ("rank_1e-3", "rank_1e-5", "dead")
-QUESTIONS = {  # the rows and statistics that answer each
-    "Does the projector prevent collapse?": (("simclr",), COLLAPSE),
-    "Does a penalty on the last weights?": (("noproj-lastlayer",), COLLAPSE),
-    "Does either buy accuracy?": (SIDES, ("knn200", "linear_top1")),
-}
+RANKS = {f"rank_{x}": f"rank of h at {x} σ₁" for x in ("1e-2", "1e-3", "1e-5")}
+ASKED = RANKS | {"dead": "dead coordinates of h"} | {x: METRICS[x] for x in ("knn200", "linear_top1")}
+PURPOSE = "Does the projector prevent collapse? Does a penalty on the last weights? Does either buy accuracy?"
+SPOKEN = {"rank_1e-3": "rank", "dead": "dead", "knn200": "kNN-200", "linear_top1": "linear"}
 
 
 def against_collapse(results, scale, dataset, row, statistic):
@@ -298,43 +300,37 @@ def last_weight(runs, *place):
     return "–".join(dict.fromkeys(f"{value:.2g}" for value in (min(values), max(values))))
 
 
-def compared(results, place):
-    """Those of SIDES that share a seed with noproj at a (scale, data set)."""
-    return [row for row in SIDES if results.together(*place, (row, "noproj"))]
+def in_words(results, place, row):
+    """What a row does at a (scale, data set), with its numbers; another rank's word where it differs."""
+    words = {x: effect(results, *place, row, x) for x in ASKED}
+    others = [f"at {x[5:]} σ₁ {words[x][0]}" for x in RANKS if words[x] != words["rank_1e-3"]]
+    told = []
+    for statistic, name in SPOKEN.items():
+        value = np.mean([measure(run, statistic) for run in results.of(*place, row).values()])
+        more = f" ({', '.join(others)})" if statistic in RANKS and others else ""
+        told.append(f"{name} {value:.1f}, {' '.join(filter(None, words[statistic]))}{more}")
+    return f" *{SIDES[row].capitalize()}:* {'; '.join(told)}."
 
 
-def in_words(results, place, row, statistic):
-    """What a row does to a statistic of noproj at a place, with the numbers."""
-    word, numbers = effect(results, *place, row, statistic)
-    if statistic not in METRICS:
-        runs = [results.of(*place, name).values() for name in ("noproj", row)]
-        without, with_it = (np.mean([measure(run, statistic) for run in of_row]) for of_row in runs)
-        numbers = f"{without:.1f} without, {with_it:.1f} with it"
-    return f"{word} ({ASKED[statistic]}: {numbers})"
-
-
-def answer(results, places):
-    """Each question with what the scales say to it."""
-    for question, (names, statistics) in QUESTIONS.items():
-        yield f"- *{question}*"
-        for place in places:
-            told = []
-            for row in filter(names.__contains__, compared(results, place)):
-                words = ", ".join(in_words(results, place, row, statistic) for statistic in statistics)
-                told.append(f"{SIDES[row]}: {words}")
-            yield f"  - `{place[0]}`, {title(place[1])} – {'; '.join(told) or 'not measured'}"
-
-
-def numbers(results, scale, dataset):
-    """The table that an answer at a scale rests on."""
-    sides = compared(results, (scale, dataset))
-    runs = {row: list(results.of(scale, dataset, row).values()) for row in ("noproj", *sides)}
+def answer(results, *place):
+    """What the rows of the question say at a (scale, data set): in words, and as a table."""
+    sides = [row for row in SIDES if results.together(*place, (row, "noproj"))]
+    if not sides:
+        return
+    runs = {row: list(results.of(*place, row).values()) for row in ("noproj", *sides)}
+    of = len(runs["noproj"][0]["spectra"]["h"])
+    rank, dead = (np.mean([measure(run, x) for run in runs["noproj"]]) for x in ("rank_1e-3", "dead"))
+    text = (
+        f"**`{place[0]}`** ({rows.SCALES[place[0]].meaning}; {title(place[1])}). Without projector or penalty"
+    )
+    text += f" training ends with a rank of h of {rank:.1f} of {of} and {dead:.1f} dead coordinates."
+    yield text + "".join(in_words(results, place, row) for row in sides)
     lines = []
     for statistic, name in ASKED.items():
         starts = [plot.attempt(measure, run, statistic, "h", True) for run in runs["noproj"]]
         line = [name, mean_std([] if None in starts else starts)]
         for row, of_row in runs.items():
-            said = effect(results, scale, dataset, row, statistic) if row in sides else ()
+            said = effect(results, *place, row, statistic) if row in sides else ()
             cell = [mean_std([measure(run, statistic) for run in of_row]), *said]
             line.append(", ".join(filter(None, cell)))
         lines.append(line)
@@ -342,24 +338,33 @@ def numbers(results, scale, dataset):
     lines.append(
         ["σ₁ of the encoder's last weight", *(plot.attempt(last_weight, *end) or "–" for end in ends)]
     )
-    of = len(runs["noproj"][0]["spectra"]["h"])
-    columns = (f"of {of} dimensions", "at the start", "neither", *(SIDES[row] for row in sides))
-    yield f"**`{scale}`** ({rows.SCALES[scale].meaning}; {title(dataset)}):"
-    yield markdown(columns, lines)
+    yield markdown((f"of {of} dimensions", "at the start", "neither", *(SIDES[row] for row in sides)), lines)
+
+
+def decided(results):
+    """The papers' claims by verdict, with their scales, as text."""
+    found = {"Holds": [], "Fails": [], "Open": []}
+    for claim in CLAIMS:
+        said = {scale: (verdict(results, claim, scale) or ("",))[0] for scale in results.scales()}
+        for word in ("Holds", "Fails"):
+            scales = [scale for scale in said if said[scale] == word.lower()]
+            found[word] += [f"{claim} ({', '.join(scales)})"] if scales else []
+        found["Open"] += [] if {"holds", "fails"} & {*said.values()} else [claim]
+    return " ".join(f"{word}: {', '.join(of) or 'none'}." for word, of in found.items())
 
 
 def opening(results):
     """The answers of every scale and data set, and what remains open."""
+    yield f"**{PURPOSE}**"
     telling = [scale for scale in results.scales() if scale != UNDECIDED] or results.scales()
-    every = [(scale, dataset) for scale in telling for dataset in results.datasets(scale, SIDES)]
-    places = [place for place in every if compared(results, place)]
-    yield "\n".join(answer(results, places)) if places else "Nothing that answers it has been measured yet."
-    if places and telling == [UNDECIDED]:
+    places = [(scale, dataset) for scale in telling for dataset in results.datasets(scale, SIDES)]
+    told = [text for place in places for text in answer(results, *place)]
+    yield from told or ["Nothing that answers it has been measured yet."]
+    if told and telling == [UNDECIDED]:
         yield f"So it is **undecided**: `{UNDECIDED}` is over before anything can collapse."
+    yield f"**The papers' claims of trained networks.** {decided(results)}"
     if "paper" not in results.scales():
         yield "**Open** until a GPU runs `paper`: whether it is so at the papers' width, epochs and accuracy."
-    for place in places:
-        yield from numbers(results, *place)
 
 
 # --------------------------------------------------------------------------------------------------- the page
@@ -569,7 +574,9 @@ def drawable(results, scale):
     found = {}
     for name, (function, names, needs) in plot.FIGURES.items():
         runs = {dataset: results.all(scale, dataset, names) for dataset in results.datasets(scale, names)}
-        datasets = [key for key in runs if any(plot.attempt(get, run, *needs) for run in runs[key])]
+        datasets = [
+            key for key in runs if any(plot.attempt(get, run, *needs) is not None for run in runs[key])
+        ]
         if datasets:
             found[name] = (function, datasets)
     return found | ({"forest": (draw_forest, [])} if differences(results, scale) else {})
