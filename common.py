@@ -158,7 +158,7 @@ def _read_npz(path):
             arrays = {key: np.asarray(file[key]) for key in NPZ_KEYS if key in file.files}  # or bytes
     except Exception as error:  # zip, zlib, pickle, system: a bad file has many errors
         if no_memory(error):
-            raise
+            raise MemoryError(f"{path}: {brief(error)}") from None
         raise UserError(f"{path} is not a readable .npz file ({brief(error)})") from None
     if missing := set(NPZ_KEYS) - {"classes"} - set(arrays):
         raise UserError(f"{path} lacks {', '.join(sorted(missing))}")
@@ -613,7 +613,7 @@ def _checkpoint_weights(path):
         raise
     except Exception as error:  # anything may be in a file
         if no_memory(error):
-            raise
+            raise MemoryError(f"{path}: {brief(error)}") from None
         what = f"{type(error).__name__}; of a whole model save model.state_dict()"
         raise UserError(f"{path} is not a checkpoint of tensors ({what})") from None
     for _ in range(3):  # keys may be nested
@@ -1866,7 +1866,10 @@ def open_run(args, name, data):
     checkpoint = _checkpoint(out / "checkpoint.pt")
     if config is there and checkpoint is None:
         note(f"{out} has no checkpoint.pt: its run begins anew")
-    if config["arguments"].get("compile") != new["arguments"].get("compile"):
+        config = new
+        write_json(out / "config.json", config)
+    compiled = new["arguments"].get("compile")
+    if config["arguments"].get("compile", compiled) != compiled:
         note(f"{out} was begun with another --compile: from here on its weights will differ in rounding")
     if config.get("device") != new["device"]:
         note(f"{out} was begun on {config.get('device')}: here its weights will differ in rounding")
@@ -1963,7 +1966,7 @@ def _checkpoint(path):
         return torch.load(path, "cpu", weights_only=True) if path.exists() else None
     except Exception as error:  # whatever the file holds
         if no_memory(error):
-            raise
+            raise MemoryError(f"{path}: {brief(error)}") from None
         raise UserError(f"{path} can't be read ({brief(error)}); --overwrite starts anew") from None
 
 
@@ -2065,7 +2068,7 @@ def run(main):
             os._exit(1)  # what waits for the other would hang
         if not no_memory(error):
             raise
-        advice = "a smaller --batch-size or --width needs less"
+        advice = "a smaller --batch-size or --width, or fewer or smaller images, need less"
         what = brief(error).split(" GPU ")[0]  # PyTorch adds five lines of advice
         fail(f"{script}: error: out of memory ({what}): {advice}", 1)
     finally:

@@ -131,9 +131,9 @@ def _write(images, size, part, note_file, note, skip_broken):
         try:
             image = vision.center_crop(vision.resize(read_rgb(sample[0]), size), size)
             return np.asarray(image).transpose(2, 0, 1).tobytes()
+        except MemoryError:
+            raise
         except Exception as error:  # Pillow's are many
-            if common.no_memory(error):
-                raise
             return error
 
     part.touch()

@@ -169,9 +169,10 @@ def paces():
         with contextlib.suppress(*DAMAGED):  # or no epoch: no pace
             steady = median(epochs[1:] or epochs)
             rest = START + max(0, epochs[0] - steady)
-            result = file.with_name("result.json")
             evaluating = changed(file.with_name("metrics.jsonl")) - changed(file) - ends[-1]
-            rest += evaluating if 0 < evaluating < ends[-1] / 2 else 0  # more: it has waited to be continued
+            if 0 < evaluating < ends[-1] / 2:  # more: it has waited to be continued
+                steady += evaluating / len(epochs)
+            result = file.with_name("result.json")
             if result.exists():
                 rest += max(0, changed(result) - changed(file.with_name("metrics.jsonl")))
             config = read(file)

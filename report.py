@@ -260,8 +260,8 @@ def toy_verdict(claim):
 
 # Each against noproj
 SIDES = {"simclr": "the projector", "noproj-lastlayer": "the penalty", "simclr-lastlayer": "both"}
-RANKS = {f"rank_{x}": f"rank of h at {x} σ₁" for x in ("1e-2", "1e-3", "1e-5")}
-ASKED = RANKS | {"dead": "dead coordinates of h"} | {x: METRICS[x] for x in ("knn200", "linear_top1")}
+THRESHOLDS = {f"rank_{x}": f"rank of h at {x} σ₁" for x in ("1e-2", "1e-3", "1e-5")}
+ASKED = THRESHOLDS | {"dead": "dead coordinates of h"} | {x: METRICS[x] for x in ("knn200", "linear_top1")}
 PURPOSE = "Does the projector prevent collapse? Does a penalty on the last weights? Does either buy accuracy?"
 SPOKEN = {"rank_1e-3": "rank", "dead": "dead", "knn200": "kNN-200", "linear_top1": "linear"}
 
@@ -301,15 +301,15 @@ def last_weight(runs, *place):
 
 
 def in_words(results, place, row):
-    """What a row does at a (scale, data set), with its numbers; another rank's word where it differs."""
+    """What a row does at a (scale, data set), as a line of a list; another rank's word where it differs."""
     words = {x: effect(results, *place, row, x) for x in ASKED}
-    others = [f"at {x[5:]} σ₁ {words[x][0]}" for x in RANKS if words[x] != words["rank_1e-3"]]
+    others = [f"at {x[5:]} σ₁: {words[x][0]}" for x in THRESHOLDS if words[x] != words["rank_1e-3"]]
     told = []
     for statistic, name in SPOKEN.items():
         value = np.mean([measure(run, statistic) for run in results.of(*place, row).values()])
-        more = f" ({', '.join(others)})" if statistic in RANKS and others else ""
-        told.append(f"{name} {value:.1f}, {' '.join(filter(None, words[statistic]))}{more}")
-    return f" *{SIDES[row].capitalize()}:* {'; '.join(told)}."
+        said = [", ".join(filter(None, words[statistic])), *(others if statistic in THRESHOLDS else ())]
+        told.append(f"{name} {value:.1f} ({'; '.join(said)})")
+    return f"- *{SIDES[row].capitalize()}:* {', '.join(told)}"
 
 
 def answer(results, *place):
@@ -319,12 +319,16 @@ def answer(results, *place):
         return
     runs = {row: list(results.of(*place, row).values()) for row in ("noproj", *sides)}
     of = len(runs["noproj"][0]["spectra"]["h"])
-    rank, dead = (np.mean([measure(run, x) for run in runs["noproj"]]) for x in ("rank_1e-3", "dead"))
+    neither = [
+        f"{name} {np.mean([measure(run, x) for run in runs['noproj']]):.1f}" for x, name in SPOKEN.items()
+    ]
+    starts = [plot.attempt(measure, run, "rank_1e-3", "h", True) for run in runs["noproj"]]
+    neither[0] += "" if None in starts else f" (at the start {np.mean(starts):.1f})"
+    yield f"**`{place[0]}`, {title(place[1])}** ({rows.SCALES[place[0]].meaning})"
     text = (
-        f"**`{place[0]}`** ({rows.SCALES[place[0]].meaning}; {title(place[1])}). Without projector or penalty"
+        f"With neither projector nor penalty training ends at: {', '.join(neither)}. h has {of} dimensions."
     )
-    text += f" training ends with a rank of h of {rank:.1f} of {of} and {dead:.1f} dead coordinates."
-    yield text + "".join(in_words(results, place, row) for row in sides)
+    yield "\n".join([text, "", *(in_words(results, place, row) for row in sides)])
     lines = []
     for statistic, name in ASKED.items():
         starts = [plot.attempt(measure, run, statistic, "h", True) for run in runs["noproj"]]
@@ -342,15 +346,15 @@ def answer(results, *place):
 
 
 def decided(results):
-    """The papers' claims by verdict, with their scales, as text."""
-    found = {"Holds": [], "Fails": [], "Open": []}
-    for claim in CLAIMS:
-        said = {scale: (verdict(results, claim, scale) or ("",))[0] for scale in results.scales()}
-        for word in ("Holds", "Fails"):
-            scales = [scale for scale in said if said[scale] == word.lower()]
-            found[word] += [f"{claim} ({', '.join(scales)})"] if scales else []
-        found["Open"] += [] if {"holds", "fails"} & {*said.values()} else [claim]
-    return " ".join(f"{word}: {', '.join(of) or 'none'}." for word, of in found.items())
+    """A line of every claim that holds or fails at a scale, and one of the others."""
+    others = []
+    for claim, (text, *_) in CLAIMS.items():
+        said = {scale: verdict(results, claim, scale) or ("no data",) for scale in results.scales()}
+        found = [f"**{word}** ({scale})" for scale, (word, *_) in said.items() if word in ("holds", "fails")]
+        others += [] if found else [claim]
+        if found:
+            yield f"- {claim} {', '.join(found)}: {text}"
+    yield f"- not decided yet: {', '.join(others) or 'none'}"
 
 
 def opening(results):
@@ -359,10 +363,11 @@ def opening(results):
     telling = [scale for scale in results.scales() if scale != UNDECIDED] or results.scales()
     places = [(scale, dataset) for scale in telling for dataset in results.datasets(scale, SIDES)]
     told = [text for place in places for text in answer(results, *place)]
-    yield from told or ["Nothing that answers it has been measured yet."]
+    yield from [document("terms.md"), *told] if told else ["Nothing that answers it has been measured yet."]
     if told and telling == [UNDECIDED]:
         yield f"So it is **undecided**: `{UNDECIDED}` is over before anything can collapse."
-    yield f"**The papers' claims of trained networks.** {decided(results)}"
+    yield "**What the papers claim of trained networks** (all: [below](#claims))"
+    yield "\n".join(decided(results))
     if "paper" not in results.scales():
         yield "**Open** until a GPU runs `paper`: whether it is so at the papers' width, epochs and accuracy."
 

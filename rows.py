@@ -232,7 +232,8 @@ ROWS += [
 ]
 
 
-# For `compressed`, whose lr 0.06 and weight decay 1e-2 the bases have. Equal lr · weight decay is equal H.
+# For `compressed`, whose lr 0.06 and weight decay 1e-2 the bases have. At equal steps equal
+# lr · weight decay is equal H.
 CLOCK = ("--weight-decay 2.5e-3", "--weight-decay 5e-4", "--lr 0.3 --weight-decay 2e-3")
 CLOCK += ("--lr 0.3 --weight-decay 5e-4", "--lr 0.3 --weight-decay 1e-4")
 CLOCK += ("--weight-decay 0", "--epochs 5 --warmup-epochs 0 --weight-decay 2e-2")  # H in half the steps

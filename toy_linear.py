@@ -598,7 +598,7 @@ def depth_collapses(trained):
         name = f"{'ReLU' if relu else 'linear'}, start {start}, L = 1 … {len(lost)}"
         line = f"{name}: rank of C at the start {text(*before)}, at the end {text(*after)}"
         line = f"{line}; seeds on the plateau {small}" if any(small) else line
-        yield ok if start == EQUAL and not relu and not any(small) else None, line
+        yield ok if start == EQUAL and not relu and not any(small) else None, line  # ReLU stands beside
 
 
 def werank_helps(trained):

@@ -1,5 +1,6 @@
 """What tests share: tiny images, scripts called in this process, and runs in processes that may be killed."""
 
+import functools
 import importlib
 import json
 import os
@@ -147,16 +148,14 @@ def forks():
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, tiny, forks):
     """The folder of a run that nothing interrupted: finished("byol.py --reg werank"), made once a session."""
-    runs = {}
 
+    @functools.cache
     def folder(row):
-        if row not in runs:
-            name, *flags = row.split()
-            place = tmp_path_factory.mktemp("run")
-            done = forks(place, name, "--dataset", tiny, *TINY_RUN, *flags, "--out", "run")
-            assert done.returncode == 0, done.err
-            runs[row] = place / "run"
-        return runs[row]
+        name, *flags = row.split()
+        place = tmp_path_factory.mktemp("run")
+        done = forks(place, name, "--dataset", tiny, *TINY_RUN, *flags, "--out", "run")
+        assert done.returncode == 0, done.err
+        return place / "run"
 
     return folder
 

@@ -1,5 +1,6 @@
 """What can be seen of the CUDA path without a GPU, and the tests that need one."""
 
+import datetime
 import signal
 from functools import partial
 from types import SimpleNamespace
@@ -175,14 +176,16 @@ def test_each_process_takes_a_gpu_of_its_own_and_more_of_them_are_an_error(gpu, 
 @pytest.mark.parametrize("cuda, backend", [(True, "cpu:gloo,cuda:nccl"), (False, "gloo")])
 def test_processes_exchange_numbers_of_the_host_and_of_gpus(cuda, backend, monkeypatch):
     named = []
+    store = Mock()
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(common, "_STORE", [])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(common.dist, "is_nccl_available", lambda: True)
-    monkeypatch.setattr(common.dist, "rendezvous", lambda *_, **__: iter([(Mock(), 0, 2)]))
+    monkeypatch.setattr(common.dist, "rendezvous", lambda *_, **__: iter([(store, 0, 2)]))
     monkeypatch.setattr(common.dist, "init_process_group", lambda name, **_: named.append(name))
     common.join_processes()
     assert named == [backend]
+    store.set_timeout.assert_called_once_with(datetime.timedelta(days=1))  # NCCL meets through it, later
 
 
 def test_tf32_is_off_whatever_the_environment_says(tmp_path, forks):

@@ -194,22 +194,19 @@ def test_pixels_are_those_of_the_files_of_16_bits_of_grey_the_upper_8(folder):
     assert torch.equal(x[1], torch.tensor(colour).permute(2, 0, 1))
 
 
-def test_a_packed_file_that_is_cut_short_or_of_other_images_is_refused(folder):
+def test_a_packed_folder_that_is_damaged_or_of_other_images_is_refused(folder):
     common.load_dataset(folder, image_size=16)
-    file = folder / "packed-16" / "val.npy"
+    images, notes = (folder / "packed-16" / name for name in ("val.npy", "val.json"))
+    whole = common.read_json(notes)
+    for change in ({"skipped": None}, {"skipped": [5]}, {"done": "a"}):
+        common.write_json(notes, whole | change)
+        refused("val.json is absent or damaged", folder, 16)
+    common.write_json(notes, whole)
     for cut in (-1, 0):
-        file.write_bytes(file.read_bytes()[:cut])
-        refused("damaged", folder, 16)
-    np.save(file, np.zeros((9, 3, 16, 16), np.uint8))
+        images.write_bytes(images.read_bytes()[:cut])
+        refused("val.npy is damaged", folder, 16)
+    np.save(images, np.zeros((9, 3, 16, 16), np.uint8))
     refused("not its images", folder, 16)
-
-
-@pytest.mark.parametrize("change", [{"skipped": None}, {"skipped": [5]}, {"done": "a"}])
-def test_a_packed_folder_whose_notes_are_damaged_is_refused(folder, change):
-    common.load_dataset(folder, image_size=16)
-    file = folder / "packed-16" / "val.json"
-    common.write_json(file, common.read_json(file) | change)
-    refused("val.json is absent or damaged", folder, 16)
 
 
 def test_a_file_system_without_locks_is_a_note(tmp_path, monkeypatch, capsys):
@@ -219,21 +216,25 @@ def test_a_file_system_without_locks_is_a_note(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err.startswith(f"note: {tmp_path} can't be locked")
 
 
+def lock_until(folder, ends):
+    """Locks a folder as another process would, calls ends() half a second later and unlocks it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+    def end():
+        ends()
+        os.close(descriptor)
+
+    threading.Timer(0.5, end).start()
+
+
 def test_a_folder_that_another_process_packs_is_waited_for(folder, capsys):
     packed = folder / "packed-16"
     common.load_dataset(folder, image_size=16)
     made = packed.rename(folder / "made")
-    packed.mkdir()
-    descriptor = os.open(packed, os.O_RDONLY)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-
-    def end():
-        for file in made.iterdir():
-            file.rename(packed / file.name)
-        os.close(descriptor)
-
     of_the_first = (made / "train.npy").stat().st_ino
-    threading.Timer(0.5, end).start()
+    packed.mkdir()
+    lock_until(packed, lambda: [file.rename(packed / file.name) for file in made.iterdir()])
     assert len(common.load_dataset(folder, image_size=16).x_train) == 15
     assert "packed-16 is in use by another process: waiting" in capsys.readouterr().err
     assert (packed / "train.npy").stat().st_ino == of_the_first  # not packed again
@@ -272,14 +273,7 @@ def test_images_that_do_not_fit_on_a_gpu_stay_in_memory(tiny, monkeypatch):
 
 
 def test_a_second_download_waits_for_the_first_and_takes_what_it_made(tmp_path):
-    descriptor = os.open(tmp_path, os.O_RDONLY)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-
-    def made():
-        np.savez(tmp_path / "cifar10.npz", **arrays())
-        os.close(descriptor)
-
-    threading.Timer(0.5, made).start()
+    lock_until(tmp_path, lambda: np.savez(tmp_path / "cifar10.npz", **arrays()))
     assert len(common.load_dataset("cifar10", tmp_path).x_train) == 20
     assert tmp_path.resolve() not in common._LOCKS
 
@@ -322,5 +316,5 @@ def test_a_class_with_too_few_images_for_a_subset_is_named(classes):
 def test_memory_that_is_full_is_no_damaged_file(tmp_path, monkeypatch):
     (tmp_path / "x.npz").touch()
     monkeypatch.setattr(np, "load", Mock(side_effect=MemoryError))
-    with pytest.raises(MemoryError):
+    with pytest.raises(MemoryError, match="x.npz"):
         common.load_dataset(tmp_path / "x.npz")

@@ -222,6 +222,22 @@ def timed_run(run, epochs, finished, seconds=60.0, device="d"):
     return run
 
 
+def test_a_pace_counts_evaluations_and_what_follows_the_last_epoch(folder):
+    run = timed_run(
+        run_of("simclr"), 5, finished=True
+    )  # 320 s of training since the config was written at 1000
+    os.utime(run.folder / "metrics.jsonl", (1420, 1420))
+    os.utime(run.folder / "result.json", (1450, 1450))
+    assert set(plan.paces().values()) == {(60 + 100 / 5, 15 + 20 + 30)}
+
+
+def test_a_log_that_cant_be_opened_starts_no_run(tmp_path):
+    trainer = plan.Trainer("data")
+    with pytest.raises(FileNotFoundError):
+        trainer.execute([sys.executable, "-c", ""], tmp_path / "absent" / "log", "")
+    assert not trainer.processes
+
+
 def test_the_plan_tells_what_is_left_by_the_pace_of_such_runs_on_the_latest_device(folder, capsys):
     waiting = run_of("noproj")
     assert plan.seconds_left(waiting, plan.paces()) is None

@@ -407,7 +407,8 @@ def test_a_row_on_another_data_set_does_not_unsettle_a_verdict(write, page):
     write("short", {"barlow-noproj": [80.0, 81.0, 82.0]}, spectra=low)
     write("short", {"noproj": [80.0, 81.0, 82.0]})
     write("short", {"noproj": [50.0, 51.0, 52.0]}, "cifar100")
-    assert page()[1]["C7"][0][2] == "**holds** (short)"
+    text, lines, _ = page()
+    assert lines["C7"][0][2] == "**holds** (short)" and "- C7 **holds** (short): Barlow Twins" in text
 
 
 def test_no_results_make_a_page_that_says_so(page):
@@ -439,7 +440,7 @@ def test_the_page_opens_with_answers(write, page, full, bare, by_rank, by_dead, 
         write(scale, {row: accuracies[:seeds]}, spectra=spectra, row_norms=norms, start=start)
     opening, lines, _ = page()
     opening = opening.split("Made by")[0]
-    assert f"a rank of h of {bare[0]}.0 of {D} and {bare[1]}.0 dead coordinates" in opening
+    assert f"ends at: rank {bare[0]}.0 (at the start {D}.0), dead {bare[1]}.0, " in opening
     decided = scale != "mini" and seeds == 3
     by_rank, by_dead = (said if decided else "undecided" for said in (by_rank, by_dead))
     asked = {"rank of h at 1e-3 σ₁": (D, by_rank), "dead coordinates of h": (0, by_dead)}
@@ -447,7 +448,7 @@ def test_the_page_opens_with_answers(write, page, full, bare, by_rank, by_dead, 
         cells = lines[name][0]
         assert [float(cell.split()[0]) for cell in cells[:3]] == [start, bare[i], full[i]]
         assert cells[2].endswith(f"({seeds}), {said}")
-        assert f"{('rank', 'dead')[i]} {full[i]}.0, {said}" in opening.split("*The penalty:*")[0]
+        assert f"{('rank', 'dead')[i]} {full[i]}.0 ({said}" in opening.split("*The penalty:*")[0]
     gain = "a gain" if decided else "undecided"
     assert f", {gain}, +4.00" in lines["kNN-200"][0][2] and ", undecided, " in lines["kNN-200"][0][3]
     assert [lines[f"rank of h at 1e-{k} σ₁"][0][1].split(" ")[0] for k in (2, 5)] == [f"{bare[0]}.0"] * 2
@@ -461,7 +462,8 @@ def test_the_answer_judges_the_rank_at_each_threshold(write, page):
     start = {"spectra": layers([1.0] * D)}
     write("short", {"simclr": [80.0, 81.0, 82.0]}, spectra=layers(steps), start=start)
     write("short", {"noproj": [80.0, 81.0, 82.0]}, spectra=layers([1.0] * 20 + [1e-7] * 44), start=start)
-    lines = page()[1]
+    text, lines, _ = page()
+    assert "rank 30.0 (lessens collapse; at 1e-2 σ₁: makes collapse worse), " in text
     for k, rank, said in ((2, 10, "makes collapse worse"), (3, 30, "lessens collapse"), (5, 55, "lessens")):
         cells = lines[f"rank of h at 1e-{k} σ₁"][0]
         assert cells[1] == "20.0 ± 0.0 (3)" and cells[2].startswith(f"{rank}.0 ± 0.0 (3), {said}")
