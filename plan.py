@@ -359,13 +359,6 @@ def duration(text):
     return int(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
 
 
-def moment(text):
-    """An argparse type: seconds since 1970."""
-    if not re.fullmatch(r"\d{1,10}(\.\d+)?", text):
-        raise argparse.ArgumentTypeError(f"{text} is no time in seconds since 1970")
-    return float(text)
-
-
 def seeds(text):
     """An argparse type: whole numbers."""
     if not re.fullmatch(r"( *\b(0|[1-9]\d{0,8}))+ *", text):
@@ -393,7 +386,12 @@ def main():
     add("--jobs", type=int, choices=range(1, 9), default=1, metavar="N", help="runs at a time (1)")
     add("--gpus", type=int, choices=range(1, 65), default=1, metavar="N", help="that share each run (1)")
     add("--budget", type=duration, default=float("inf"), help="ends after 90s, 9m or 2h (never)")
-    add("--since", type=moment, default=time.time(), help="when the budget began, as date +%%s says (now)")
+    add(
+        "--since",
+        type=common.number(float, 0, 2**40),
+        default=time.time(),
+        help="when the budget began, as date +%%s says (now)",
+    )
     args = parser.parse_args()
     runs = runs_of(args.tables, args.scale, args.seeds, args.datasets)
     code = 0

@@ -365,7 +365,7 @@ def draw_history(results, scale, datasets, _):
 
 
 def draw_clock(results, scale, datasets, _):
-    """Rank of h against H and against steps, a curve a run. Where curves over H agree, H is the clock."""
+    """Rank of h against H and against steps, a curve a run. If curves over H agree, H is the clock."""
     figure, axes = panels(f"The clock of collapse ({scale}), a curve a run", len(QUESTION), 2, 5.2, 3.2)
     for line, base in zip(axes, QUESTION):
         names = [row.name for row in rows.ROWS if row.name.partition("-clock")[0] == base]
@@ -377,7 +377,8 @@ def draw_clock(results, scale, datasets, _):
                 epochs, horizon, ranks, _ = over_time(run)
                 every = run["images_per_second"] * run["seconds"] / args.batch_size
                 steps = np.array(epochs) / args.epochs * every
-                label = None if seed else f"lr {args.lr:g}, wd {args.weight_decay:g} (n = {len(runs)})"
+                what = f"lr {args.lr:g}, wd {args.weight_decay:g}, {args.epochs} epochs (n = {len(runs)})"
+                label = None if seed else what
                 for axis, x in zip(line, (horizon, steps)):
                     axis.plot(x, ranks, color=f"C{i}", label=label, **LOOKS[i])
         line[0].set(xscale="symlog", xlabel=HORIZON, ylabel=RANK, title=base)
