@@ -1963,7 +1963,10 @@ def _require_same_run(out, there, config, resume):
 
 def _checkpoint(path):
     try:
-        return torch.load(path, "cpu", weights_only=True) if path.exists() else None
+        found = torch.load(path, "cpu", weights_only=True) if path.exists() else None
+        if not isinstance(found, dict | None):
+            raise TypeError(f"it holds a {type(found).__name__}")
+        return found
     except Exception as error:  # whatever the file holds
         if no_memory(error):
             raise MemoryError(f"{path}: {brief(error)}") from None
