@@ -52,6 +52,16 @@ def test_large_images_are_evaluated_few_at_once():
         assert common.at_once(torch.empty(1, 3, pixels, pixels, device="meta")) == few
 
 
+def test_features_do_not_depend_on_how_many_images_are_taken_at_once(model, monkeypatch):
+    encoder, _, data = model
+    whole = common.features(encoder, None, data.x_test)["h"]
+    sizes = []
+    encoder.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    monkeypatch.setattr(common, "at_once", lambda _: 100)
+    torch.testing.assert_close(common.features(encoder, None, data.x_test)["h"], whole, rtol=1e-4, atol=1e-5)
+    assert sizes == [100, 100, 60]
+
+
 def test_linear_probe_meets_its_optimality_condition_in_blocks_too(monkeypatch):
     h, y, _, _ = clusters(400, 1)
     whole = common.logistic_regression(h, y, 4, 1e-3)
