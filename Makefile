@@ -46,10 +46,13 @@ $(TABLES) clock: | $(READY)
 
 finetune-table: | $(READY)  ## SparseHead table 2: 1 % and 10 % of the labels; variables as for table2
 	@exec $(PY) plan.py run $@ $(RUNS)
+	-@$(PY) report.py
+	-@$(PY) report.py --figures
 	@$(PY) finetune.py --table $(SCALE)
 
-all: toy  ## every table but clock and finetune-table, the report, its figures; variables as for table2
+all: | $(READY)  ## every table but clock and finetune-table, toy, the report, its figures; variables as for table2
 	exec $(PY) plan.py run $(TABLES) $(RUNS)
+	test -f results/toy.json || $(PY) toy_linear.py
 	-$(PY) report.py
 	$(PY) report.py --figures
 
@@ -88,7 +91,7 @@ clean:  ## remove the demo's runs and figure; .venv, data and other runs stay
 	rm -rf runs/demo-* figures/demo.png
 
 help:  ## list the targets
-	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /:\t/' | expand -t 19
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-18s %s\n", $$1 ":", $$2}' $(MAKEFILE_LIST)
 
 .NOTPARALLEL:  # JOBS=2 trains two rows at a time
 .PHONY: demo toy $(TABLES) clock finetune-table all plan report figures bench test lint format clean help

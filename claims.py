@@ -115,7 +115,8 @@ def collapse(claim, bare, other, statistic="rank_1e-3", role="decides"):
 def change(first, last, floor=plot.FLOOR):
     """ln σ_k of a spectrum minus another's, for the k of both. What lies below `floor` of the smaller σ₁, by
     default rounding errors, is left out if it does in both, and else counts as that."""
-    pair = np.array([ln_spectrum(spectrum[: min(len(first), len(last))]) for spectrum in (first, last)])
+    pair = [np.maximum(spectrum, 1e-30) for spectrum in (first, last)]  # where every h is 0, so are all σ
+    pair = np.array([ln_spectrum(spectrum[: min(len(first), len(last))]) for spectrum in pair])
     limit = pair[:, 0].min() + np.log(floor)
     first, last = np.fmax(pair[:, (pair > limit).any(0)], limit)  # of a NaN, the limit
     return first - last
@@ -355,8 +356,7 @@ def cost(bench):
     text = [f"{arch} {last:.3g} and {every:.3g} ms" for arch, (last, every) in times.items()]
     text += ["powers of the width {:.1f} and {:.1f}".format(*powers)]
     text += ["powers of L {:.1f} and {:.1f}".format(*depth)] if depth else ["L not varied"]
-    shares = {end: both(f"share{end}") for end in ("", "-resnet34", "-resnet50")}
-    measured = [share for share in shares.values() if None not in share]
+    measured = [share for end in ("", "-resnet34", "-resnet50") if None not in (share := both(f"share{end}"))]
     noise = -min((min(share) for share in measured), default=0)
     text += ["of a step of a narrow encoder " + ", ".join("{:.0f} and {:.0f} %".format(*x) for x in measured)]
     text[-1] += f" (none costs less than nothing: {noise:.0f} % are noise)" if noise > 0 else ""

@@ -121,7 +121,7 @@ def load_dataset(name, data_dir="data", image_size=None, skip_broken=False):
         finally:  # processes of another node may pack on a disk of their own
             unlock(path / f"packed-{image_size}")
         found = Dataset(path.stem, *folder.load(path, image_size), mapped=True)
-        _require_two_images(found, path)
+        require_two(path, found.x_train, found.x_test)
         return found
     else:
         raise UserError(f"dataset {name!r} is not shapes, {', '.join(NAMED)}, an .npz or a folder")
@@ -134,12 +134,13 @@ def load_dataset(name, data_dir="data", image_size=None, skip_broken=False):
         tensors[f"x_{split}"] = x.contiguous()
         tensors[f"y_{split}"] = torch.from_numpy(arrays[f"y_{split}"].astype(np.int64))
     found = Dataset(path.stem, **tensors, classes=tuple(str(c) for c in arrays["classes"]))
-    _require_two_images(found, name)
+    require_two(name, found.x_train, found.x_test)
     return found
 
 
-def _require_two_images(data, name):
-    if min(len(data.x_train), len(data.x_test)) < 2:
+def require_two(name, *splits):
+    """UserError unless both splits hold at least two images."""
+    if min(map(len, splits)) < 2:
         raise UserError(f"{name} needs at least two images to train and two to test")
 
 
@@ -573,7 +574,8 @@ def encoder_end(encoder):
         return layers[-1], None
     block = encoder.layer4[-1]
     layer, norm = (block.conv3, block.bn3) if hasattr(block, "conv3") else (block.conv2, block.bn2)
-    return layer, norm if _is_batchnorm(norm) and norm.affine and norm.track_running_stats else None
+    usual = _is_batchnorm(norm) and norm.affine and norm.bias is not None and norm.track_running_stats
+    return layer, norm if usual else None
 
 
 CHECKPOINT_KEYS = ("backbone", "model", "state_dict")
@@ -598,10 +600,21 @@ def load_encoder(path, image_size=None):
     except (RuntimeError, ValueError) as error:
         why = str(error).splitlines()[-1].strip()
         raise UserError(f"{path} does not fit: {why[:200]}") from None
+    if (
+        found["stem"] == "cifar"
+        and found["arch"] != "mlp"
+        and not Path(path).with_name("config.json").exists()
+    ):
+        note(f"{path}: its first convolution is taken to have stride 1, padding 1 and no max-pool behind it")
     own = found["image_size"]
     if own and image_size not in (None, own):
         raise UserError(f"--image-size {image_size}: {path} takes images of {own} pixels")
     return encoder, found | {"image_size": own or image_size}
+
+
+def _holds_more(state):
+    """Whether a dict holds tensors or dicts: settings may have the names that weights have."""
+    return any(torch.is_tensor(value) or isinstance(value, dict) for value in state.values())
 
 
 def _checkpoint_weights(path):
@@ -618,7 +631,9 @@ def _checkpoint_weights(path):
         raise UserError(f"{path} is not a checkpoint of tensors ({what})") from None
     for _ in range(3):  # keys may be nested
         state = state if isinstance(state, dict) else {}
-        state = next((state[key] for key in CHECKPOINT_KEYS if isinstance(state.get(key), dict)), state)
+        inner = [state.get(key) for key in CHECKPOINT_KEYS]
+        inner = [found for found in inner if isinstance(found, dict) and _holds_more(found)]
+        state = inner[0] if inner else state
     state = {key: value for key, value in state.items() if isinstance(key, str) and torch.is_tensor(value)}
     for prefix in (f"{outer}{inner}" for inner in CHECKPOINT_PREFIXES for outer in ("", "module.")):
         if {f"{prefix}conv1.weight", f"{prefix}layer1.weight"} & set(state):
@@ -768,6 +783,19 @@ def trained_linears(projector):
     return [m for m in projector.modules() if isinstance(m, nn.Linear) and m.weight.requires_grad]
 
 
+NO_LINEAR = "--reg-on projector, --reg sparsehead need a projector with a trained linear layer"
+
+
+def _penalised(args):
+    """What --reg acts on: auto, encoder or projector. UserError for a combination that makes no sense."""
+    if args.reg == "none" and (args.reg_weight or args.reg_on):
+        raise UserError("--reg-weight and --reg-on need --reg lastlayer, werank or sparsehead")
+    places = {"sparsehead": ("projector", "auto"), "lastlayer-bn": ("encoder",)}.get(args.reg)
+    if places and args.reg_on and args.reg_on not in places:
+        raise UserError(f"--reg {args.reg} acts on the {places[0]}: --reg-on {args.reg_on} makes no sense")
+    return places[0] if places else args.reg_on or "auto"
+
+
 def regularizer(args, encoder, projector):
     """The penalty --reg on what --reg-on names, times --reg-weight: a function without arguments.
 
@@ -775,15 +803,10 @@ def regularizer(args, encoder, projector):
     takes every linear and convolution weight of encoder and projector, or of the one named. UserError for a
     combination that makes no sense.
     """
-    if args.reg == "none" and (args.reg_weight or args.reg_on):
-        raise UserError("--reg-weight and --reg-on need --reg lastlayer, werank or sparsehead")
-    places = {"sparsehead": ("projector", "auto"), "lastlayer-bn": ("encoder",)}.get(args.reg)
-    if places and args.reg_on and args.reg_on not in places:
-        raise UserError(f"--reg {args.reg} acts on the {places[0]}: --reg-on {args.reg_on} makes no sense")
-    on = places[0] if places else args.reg_on or "auto"
+    on = _penalised(args)
     of_projector = trained_linears(projector)
     if on == "projector" and not of_projector:
-        raise UserError("--reg-on projector, --reg sparsehead need a projector with a trained linear layer")
+        raise UserError(NO_LINEAR)
     layer = of_projector[-1] if of_projector and on != "encoder" else encoder_end(encoder)[0]
     of_encoder = [m for m in encoder.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     every = {"auto": of_encoder + of_projector, "encoder": of_encoder, "projector": of_projector}[on]
@@ -846,7 +869,7 @@ def arguments(doc):
     parser = Parser(doc)
     add = parser.add_argument_group("data").add_argument
     add("--dataset", default="cifar10", help="cifar10, cifar100, stl10, shapes, .npz, folder (cifar10)")
-    add("--data-dir", default="data", help="where the named sets are, and are downloaded to (data)")
+    add("--data-dir", type=os.path.expanduser, default="data", help="of named sets, downloaded once (data)")
     add("--train-size", type=number(int, 2, 2**40), help="size of a class-balanced subset to train on (all)")
     add("--image-size", type=number(int, 8, 4096), help="pixels; an image folder needs it (the images')")
     add("--skip-broken", action="store_true", help="leave unreadable images of a folder out")
@@ -903,7 +926,12 @@ def projector_arguments(parser, kinds, method):
 
 
 def check_projector(args, uses):
-    """UserError for a size that --projector has no use for; uses: {"rank": the kinds that have one, …}."""
+    """UserError for a size that --projector has no use for, or a penalty on layers that it does not have.
+
+    uses: {"rank": the kinds that have one, …}.
+    """
+    if _penalised(args) == "projector" and args.projector not in ("mlp", "linear"):
+        raise UserError(NO_LINEAR)
     for flag, kinds in uses.items():
         if getattr(args, flag) and args.projector not in kinds:
             flag = flag.replace("_", "-")
@@ -911,8 +939,12 @@ def check_projector(args, uses):
 
 
 def resolve(args):
-    """A copy of the arguments: defaults that depend on others filled in, shares of D as dimensions."""
+    """A copy of the arguments: defaults that depend on others filled in, shares of D as dimensions.
+
+    UserError for sizes beyond D and for a penalty that makes no sense.
+    """
     args = argparse.Namespace(**vars(args))
+    _penalised(args)
     b = args.batch_size
     if args.lr is None:
         args.lr = {"sgd": 0.06 * b / 128, "adam": 3e-3, "lars": 0.3 * b / 256}[args.optimizer]
@@ -926,6 +958,9 @@ def resolve(args):
     for key in ("hidden", "embedding", "rank", "fixed_dims", "dim"):
         if isinstance(getattr(args, key, None), float):
             setattr(args, key, max(1, round(getattr(args, key) * dim)))
+    for key, most in {"rank": dim, "fixed_dims": dim - 1, "dim": dim}.items():
+        if (given := getattr(args, key, None) or 0) > most:
+            raise UserError(f"--{key.replace('_', '-')} {given} is more than {most}: h has {dim} dimensions")
     return args
 
 
@@ -941,7 +976,9 @@ def prepare(args, resolve=resolve):
         raise UserError(f"--batch-size {batch} can't be shared by {processes()} processes, 2 images each")
     if args.epochs and args.warmup_epochs >= args.epochs:
         raise UserError(f"--warmup-epochs {args.warmup_epochs} leaves none of --epochs {args.epochs}")
-    if "crop_scale" in args:  # what it refuses should not wait for a folder to be packed
+    # what these refuse should not wait for a download or for a folder to be packed
+    resolve(argparse.Namespace(**vars(args) | {"image_size": args.image_size or 32}))
+    if "crop_scale" in args:
         Augment(args.image_size or 32, args.crop_scale, jitter=args.jitter)
     data = in_turn(lambda: load_dataset(args.dataset, args.data_dir, args.image_size, args.skip_broken))
     data = subset(data, args.train_size) if args.train_size else data
@@ -1220,6 +1257,8 @@ def training_step(args, encoder, projector, loss, modules=()):
     model = model.to(args.device)
     layout = memory_format(encoder)  # of an encoder on its device
     model = model.to(memory_format=layout)
+    for tensor in model.state_dict().values() if processes() > 1 else ():
+        dist.broadcast(tensor, 0)  # they may have been drawn before `prepare` seeded torch
     trained = [p for p in model.parameters() if p.requires_grad]
     opt = optimizer(args, trained)
 
@@ -1377,11 +1416,13 @@ def fit(args, data, encoder, projector, loss, name, probe=None, modules=()):
 
     args: those that `prepare` returned. name: the row's. probe: a function of `representations` that gives
     further results. modules: others to train and to save, such as a loss with parameters. On CUDA the loss of
-    a single process is compiled: no .item() in it. Returns what result.json holds. The run's folder gets
-    config.json, metrics.jsonl (a line an epoch), checkpoint.pt, encoder.pt (torchvision's names) and
-    result.json. Interrupted at any moment and continued with --resume, a run ends with the same weights, on a
-    CPU bit for bit.
+    a single process is compiled: no .item() in it. Returns what result.json holds, but None in all processes
+    but the first. The run's folder gets config.json, metrics.jsonl (a line an epoch), checkpoint.pt,
+    encoder.pt (torchvision's names) and result.json. Interrupted at any moment and continued with --resume, a
+    run ends with the same weights, on a CPU bit for bit, if the loss keeps what it needs in modules and draws
+    from torch's own generators.
     """
+    encoder_end(encoder)  # which it has, or is refused
     run = Training(args, data, encoder, projector, loss, modules)
     first = process_index() == 0  # the process that writes, prints and evaluates
     out, config, checkpoint, result = first_process(lambda: open_run(args, name, data))
@@ -1674,12 +1715,13 @@ def rank_statistics(h):
 
 def min_max_ratio(z):
     """Mean over anchors of (max - min) / min of the distances to the others of z (N >= 2, D), L2-normalised:
-    how well near and far are told apart (SparseHead eq. 9)."""
+    how well near and far are told apart (SparseHead eq. 9). Anchors with a duplicate are left out."""
     z = F.normalize(z.double(), dim=1)
     distance = torch.cdist(z, z, compute_mode="donot_use_mm_for_euclid_dist")
     farthest = distance.amax(1)
     nearest = distance.fill_diagonal_(math.inf).amin(1)
-    return ((farthest - nearest) / nearest.clamp(min=1e-12)).mean().item()
+    alone = nearest > 1e-6
+    return ((farthest - nearest) / nearest)[alone].sum().item() / max(1, alone.sum().item())
 
 
 def heat_map(c):
@@ -1838,13 +1880,18 @@ RUN_FILES = ("result.json", "encoder.pt", "checkpoint.pt", "metrics.jsonl", "con
 NOT_OF_A_RUN = ("out", "resume", "overwrite", "data_dir")  # arguments that do not make it another run
 
 
+def run_folder(args, name):
+    """--out, or what a run's folder is called without it."""
+    return args.out or Path("runs") / f"{Path(args.dataset).absolute().stem}-{name}-seed{args.seed}"
+
+
 def open_run(args, name, data):
     """(folder, configuration, checkpoint or None, result or None) of a run, new or to be continued.
 
     UserError for a folder that is not a run's; for one whose script, row, arguments or data differ, unless
     --overwrite.
     """
-    out = args.out or Path("runs") / f"{Path(args.dataset).absolute().stem}-{name}-seed{args.seed}"
+    out = run_folder(args, name)
     config = _configuration(args, name) | {"data": _checksum(args, data)}
     new = config
     there, temporary = _claim(out)

@@ -12,6 +12,7 @@ encoder.pt or any torchvision-named ResNet-18, -34 or -50. RUN is a run's folder
 """
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -181,7 +182,7 @@ def parser():
     add("--freeze", action="store_true", help="train the linear layer only, BatchNorm statistics stay")
     add = found.add_argument_group("data").add_argument
     add("--dataset", default="cifar10", help="cifar10, cifar100, stl10, shapes, .npz, folder (cifar10)")
-    add("--data-dir", default="data", help="where the named sets are, and are downloaded to (data)")
+    add("--data-dir", type=os.path.expanduser, default="data", help="of named sets, downloaded once (data)")
     add("--image-size", type=number(int, 8, 4096), help="pixels; a folder needs it, an MLP has its own")
     add("--labels", type=number(float, 1e-9, 1), help="share of them, class-balanced (0.01; --freeze 1)")
     add = found.add_argument_group("optimisation: SGD, momentum 0.9, cosine to 0 (Barlow Twins)").add_argument
@@ -251,13 +252,15 @@ def main():
         raise common.UserError("finetune.py runs in one process")
     encoder, found = common.load_encoder(args.checkpoint, args.image_size)
     checkpoint = Path(args.checkpoint)
-    if args.out and args.out.resolve() in (checkpoint.parent.resolve(), checkpoint.resolve().parent):
-        raise common.UserError(f"--out {args.out} is the folder of {checkpoint}")
-    config = checkpoint.with_name("config.json")
-    of_a_run = checkpoint.name == "encoder.pt" and config.exists()
-    checksum = f"{zlib.crc32(checkpoint.read_bytes()):08x}"
-    found["pretraining"] = common.read_json(config) if of_a_run else checksum
+    found["pretraining"] = f"{zlib.crc32(checkpoint.read_bytes()):08x}"
+    with contextlib.suppress(common.UserError):  # there is none beside it, or it is nobody's of ours
+        config = common.read_json(checkpoint.with_name("config.json"))
+        if checkpoint.name == "encoder.pt" and isinstance(config, dict) and "arguments" in config:
+            found["pretraining"] = config
     args, data = common.prepare(argparse.Namespace(**{**vars(args), **found}), resolve)
+    out = common.run_folder(args, run_name(args))
+    if out.resolve() in (checkpoint.parent.resolve(), checkpoint.resolve().parent):
+        raise common.UserError(f"--out {out} is the folder of {checkpoint}")
     if args.scratch:
         encoder = common.make_encoder(args)
     chosen = choose(data.y_train, args.labels, args.seed).to(args.device)

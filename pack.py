@@ -7,6 +7,8 @@
 centre-cropped. train.json and val.json say of which files. What is interrupted goes on where it was.
 """
 
+import contextlib
+import errno
 import hashlib
 import io
 import os
@@ -100,6 +102,7 @@ def splits(path):
         raise common.UserError(f"{path} must hold train/<class>/* and val/<class>/* ({what})") from None
     if unknown := set(found["val"].classes) - set(found["train"].classes):
         raise common.UserError(f"{path}/val has the class {min(unknown)!r}, which {path}/train does not have")
+    common.require_two(path, *found.values())
     return found
 
 
@@ -115,6 +118,8 @@ def digest(images):
 def read_rgb(file):
     """A file's image in RGB. Of 16 bits of grey the upper 8: PIL would make white of all but the darkest."""
     with Image.open(file) as image:
+        if max(image.size) > 1000 * min(image.size):  # its shorter side resized, it might not fit into memory
+            raise ValueError(f"a strip of {image.width} x {image.height} pixels")
         if image.mode.startswith("I;16"):
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         if image.mode in ("I", "F"):
@@ -131,9 +136,9 @@ def _write(images, size, part, note_file, note, skip_broken):
         try:
             image = vision.center_crop(vision.resize(read_rgb(sample[0]), size), size)
             return np.asarray(image).transpose(2, 0, 1).tobytes()
-        except MemoryError:
-            raise
-        except Exception as error:  # Pillow's are many
+        except Exception as error:  # Pillow's are many, without a number; a disk's have one
+            if isinstance(error, MemoryError) or getattr(error, "errno", None) not in (None, errno.ENOENT):
+                raise
             return error
 
     part.touch()
@@ -152,6 +157,10 @@ def _write(images, size, part, note_file, note, skip_broken):
                     continue
                 what = f"{file} is not a readable image ({common.brief(image)})"
                 if not skip_broken:
+                    if not note["done"]:  # nothing to go on from
+                        part.unlink()
+                        with contextlib.suppress(OSError):  # train is there
+                            part.parent.rmdir()
                     raise common.UserError(f"{what}: pack.py --skip-broken leaves such images out")
                 common.complain(f"left out: {what}")
                 note["skipped"].append(os.path.relpath(file, place))

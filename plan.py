@@ -13,7 +13,8 @@ it, and its result.json is copied to results/<scale>/<dataset>/<row>/seed<k>.jso
 rows' encoder.pt, which are trained first; their results are in results-finetune/.
 
 By the pace of earlier runs, a run starts only if it will end within the budget. One without a pace starts and
-is stopped (SIGTERM) at the end, to be continued by the next call. Ctrl-C stops all runs; they save.
+is stopped (SIGTERM) at the end, to be continued by the next call; only the evaluation behind the last epoch
+begins anew, so a budget has to be longer. Ctrl-C stops all runs; they save.
 """
 
 import argparse
@@ -22,12 +23,13 @@ import fcntl
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor, wait
-from itertools import pairwise
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from itertools import pairwise, product
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -69,8 +71,8 @@ def runs_of(tables, scale, seeds, datasets):
     bases = {row.pretrained for row in lines}
     wanted = {row.name for row in lines} | bases
     names = dict.fromkeys(rows.run_of(name) for name in rows.ROW if name in wanted)
-    places = [(scale, dataset, name, seed) for seed in seeds for dataset in datasets for name in names]
-    return [Run(*place, encoder=place[2] in bases) for place in places]
+    places = product(seeds, datasets, names)
+    return [Run(scale, dataset, name, seed, name in bases) for seed, dataset, name in places]
 
 
 # ------------------------------------------------------------------------------------------- what is there
@@ -94,11 +96,17 @@ def fault(run, config):
 
 def state(run):
     """Of a run's result: None if there is none, "" if it is the run's, else what is wrong with it."""
-    if not run.result.exists() or run.encoder and (outdated(run) or not run.weights.exists()):
+    if not run.result.exists() or needed(run) and (outdated(run) or not run.weights.exists()):
         return None
     content = read(run.result)
     why = fault(run, content.get("config"))
     return why and f"{run.result} is {f'of an older recipe ({why})' if content else 'damaged'}"
+
+
+def needed(run):
+    """Whether a run that starts from this one's encoder.pt is still to be trained."""
+    later = [row.name for row in rows.of(rows.FT) if run.encoder and row.pretrained == run.row]
+    return any(state(run._replace(row=name, encoder=False)) != "" for name in later)
 
 
 def outdated(run):
@@ -118,7 +126,8 @@ def epochs_done(run):
 
 def in_use(folder):
     """Whether a process holds the folder's lock: a run goes on for a while when its plan is killed."""
-    folder.mkdir(parents=True, exist_ok=True)
+    if not folder.is_dir():
+        return False
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -176,8 +185,9 @@ def paces():
             if result.exists():
                 rest += max(0, changed(result) - changed(file.with_name("metrics.jsonl")))
             config = read(file)
+            one = (config["device"], result.exists(), steady, rest)
             for key in kinds(config["script"], config["arguments"]):
-                timed.setdefault(key, []).append((config["device"], result.exists(), steady, rest))
+                timed.setdefault(key, []).append(one)
     found = {}
     for key, alike in timed.items():
         same = [one for one in alike if one[0] == alike[-1][0]]
@@ -215,7 +225,7 @@ def show(runs, brief=False):
     if waiting:
         total = None if None in left.values() else sum(left.values())
         first = minutes(left[waiting[0]])
-        line += f"; next {waiting[0]}, which needs {first} min; all need {minutes(total)} min"
+        line += f"; next {waiting[0]}, which needs {first} min; all need {minutes(total)} min, one by one"
         line += "" if total else " (some not timed yet)"
     print(line, flush=True)
 
@@ -262,7 +272,8 @@ class Trainer:
             for run in runs:  # in this order: what a run starts from has begun before it
                 self.each[run] = pool.submit(self.train, run)
             limited = self.deadline < float("inf")
-            wait(self.each.values(), max(0.1, self.deadline - 3 - time.time()) if limited else None)
+            seconds = max(0.1, self.deadline - 3 - time.time()) if limited else None
+            wait(self.each.values(), seconds, FIRST_EXCEPTION)  # such as a folder that can't be written
             self.end()
         codes = [128 + self.signal] if self.signal else [one.result() for one in self.each.values()]
         return next(filter(None, codes), 0)
@@ -296,6 +307,7 @@ class Trainer:
         if not self.fits(run):
             return 0
         log = run.folder.with_suffix(".log")
+        log.parent.mkdir(parents=True, exist_ok=True)
         old = outdated(run)
         if state(run) or old:
             say(f"{state(run) or f'{run.folder} is of an older recipe ({old})'}: trained again")
@@ -303,7 +315,7 @@ class Trainer:
         if lost:  # evaluated again, it is written again
             (run.folder / "result.json").unlink()
         command = self.command(run, "--overwrite" if old else "--resume")
-        line = " ".join(command)
+        line = shlex.join(command)
         say(f"{run}: {line}")
         prefix = f"{run}: " if self.jobs > 1 else ""
         code = self.execute(command, log, prefix)
@@ -332,9 +344,9 @@ class Trainer:
                 process.terminate()
             for line in process.stdout:
                 refused |= b"(exitcode: 2)" in line
-                with contextlib.suppress(OSError):  # a full disk, which the run will tell, or nobody reads it
+                say(prefix + line.decode(errors="replace").removesuffix("\n"))
+                with contextlib.suppress(OSError):  # a full disk, which the run tells
                     file.write(line)
-                    print(prefix + line.decode(errors="replace"), end="", flush=True)
         code = 2 if process.wait() == 1 and refused else process.returncode
         return code if code >= 0 else 128 - code
 
@@ -366,6 +378,13 @@ def seeds(text):
     return list(dict.fromkeys(map(int, text.split())))
 
 
+def folder(text):
+    """An argparse type: a folder's name."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name of a folder is empty")
+    return os.path.expanduser(text)
+
+
 def datasets(text):
     """An argparse type: names of data sets."""
     if not text.split() or set(text.split()) - set(rows.DATASETS):
@@ -382,7 +401,7 @@ def main():
     add("--scale", choices=rows.SCALES, default="paper", help="size and length of runs (paper)")
     add("--seeds", type=seeds, default="0 1 2", help="(0 1 2)")
     add("--datasets", type=datasets, default="cifar10 cifar100", help="(cifar10 cifar100)")
-    add("--data", default="data", help="the folder of the data sets (data)")
+    add("--data", default="data", type=folder, help="the folder of the data sets (data)")
     add("--jobs", type=int, choices=range(1, 9), default=1, metavar="N", help="runs at a time (1)")
     add("--gpus", type=int, choices=range(1, 65), default=1, metavar="N", help="that share each run (1)")
     add("--budget", type=duration, default=float("inf"), help="ends after 90s, 9m or 2h (never)")

@@ -81,11 +81,10 @@ class Results:
         return [run for name in names for run in self.of(scale, dataset, name).values()]
 
     def best(self, scale, dataset, names):
-        """The row with the highest mean kNN-200 over the seeds that all have; None unless two are there."""
-        found = {name: runs for name in names if (runs := self.of(scale, dataset, name))}
-        seeds = set.intersection(*map(set, found.values())) if len(found) > 1 else ()
-        means = {name: np.mean([found[name][seed]["knn200"] for seed in seeds]) for name in found if seeds}
-        return max(means, key=means.get, default=None)
+        """The row with the highest mean kNN-200 over the seeds that all have; None unless these are LEAST."""
+        runs = self.together(scale, dataset, names).values()
+        accuracies = [[run["knn200"] for run in of_seed] for of_seed in runs]
+        return names[np.mean(accuracies, 0).argmax()] if len(runs) >= LEAST else None
 
     def scales(self):
         """Those with a result, from the most to the least telling."""
@@ -136,7 +135,8 @@ class Results:
 @cache
 def judged(results, claim, scale):
     """[(data sets, Part, Estimate or None, outcome)] of a claim. A pooled Part has all data sets, another one
-    each. A refutation has to stand among all measured parts that have a say."""
+    each, of which those with fewer than LEAST seeds count only where there is no other. A refutation has to
+    stand among all parts that have a say and as many seeds."""
     parts = [part for part in CLAIM_PARTS if part.claim == claim]
     datasets = results.datasets(scale, {row for part in parts for pair in part.pairs for row in pair})
     found = []
@@ -145,8 +145,10 @@ def judged(results, claim, scale):
         groups = [[dataset] for dataset in measured or datasets[:1]]
         if len(part.pairs) > 1 and datasets:
             groups = [results.complete(part, scale, datasets)]
-        found += [(group, part, results.compare(part, scale, group)) for group in groups]
-    among = sum(bool(e and e.n) for _, part, e in found if part.role != "beside")
+        lines = [(group, part, results.compare(part, scale, group)) for group in groups]
+        able = [line for line in lines if line[2] and line[2].n >= LEAST]
+        found += able or lines
+    among = sum(bool(e and e.n >= LEAST) for _, part, e in found if part.role != "beside")
     return [(group, part, e, claims.outcome(part, e, max(1, among))) for group, part, e in found]
 
 
@@ -193,9 +195,12 @@ def check(result, scale, dataset, row, seed):
 
 
 def holds_numbers(value):
-    """Whether there are only finite numbers and nulls in nested lists and dicts."""
-    if isinstance(value, dict | list):
-        return all(map(holds_numbers, value.values() if isinstance(value, dict) else value))
+    """Whether there are only finite numbers and nulls in nested lists and dicts, of which none is empty but
+    the list of dead coordinates."""
+    if isinstance(value, dict):
+        value = [of_key for key, of_key in value.items() if key != "dead" or of_key != []]
+    if isinstance(value, list):
+        return bool(value) and all(map(holds_numbers, value))
     return value is None or is_number(value)
 
 
@@ -399,7 +404,7 @@ def table_of(results, table, scale, dataset):
         ours = [[run[metric] for run in of_row if metric in run] for of_row in runs]
         papers = [printed(row.name, dataset, metric) or (None, None) for row in lines]
         columns.append([METRICS[metric], *map(mean_std, ours)])
-        for source in sorted({source for _, source in papers if source and table != "clock"}):
+        for source in sorted({source for _, source in papers if source and table not in rows.COMPARING}):
             paper = "DirectCLR" if (table, source) == ("table2", "imagenet") else "paper"
             columns.append([f"{paper}, {title(source)}", *(str(value or "–") for value, _ in papers)])
             if scale == "paper" and source == dataset:
@@ -471,7 +476,7 @@ def claim_paragraphs(results, claim, scale):
         paper, sources = paper_difference(part, datasets)
         paper = number(paper, 2, sign=True) + " (ImageNet)" * ("imagenet" in sources)
         best = [results.best(scale, datasets[0], BEST[row]) for row in sum(part.pairs, ()) if row in BEST]
-        text = part.text + (f" ({', '.join(map(str, best))})" if best else "")
+        text = part.text + (f" (of those swept {', '.join(map(str, best))})" if best else "")
         lines.append([text, ", ".join(map(title, datasets)), e, e.n, paper, part.role, said])
     yield markdown(("claimed", "data", "ours", "n", "paper", "role", ""), lines)
     if len(lines) < len(found):

@@ -335,9 +335,7 @@ class Trained(NamedTuple):
         return values, end / start, ((vh[1] @ vectors).square() * shrunk[..., None]).sum(-2)
 
 
-def sigma(weight):
-    """Singular values (..., d) of weight (..., d, d)."""
-    return torch.linalg.svdvals(weight)
+sigma = torch.linalg.svdvals  # singular values (..., d) of weight (..., d, d)
 
 
 def sigma_c(run, weight, x):

@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+import pack
 import shapes
 
 
@@ -136,6 +137,7 @@ DAMAGES = {
     "broken.png": lambda top: (top / "train/a/broken.png").write_bytes(b"no image"),
     "nowhere.png": lambda top: (top / "train/a/nowhere.png").symlink_to("there.png"),
     "mode F": lambda top: Image.new("F", (9, 9)).save(top / "train/a/range.tiff"),
+    "a strip": lambda top: Image.new("L", (9000, 8)).save(top / "train/a/long.png"),
     "two to test": lambda top: [shutil.rmtree(top / "val/c"), *map(os.unlink, top.glob("val/b/[b-e].*"))],
     "no valid file": lambda top: (top / "val/a").mkdir(),
     "'d'": lambda top: (top / "val/b").rename(top / "val/d"),
@@ -147,6 +149,13 @@ DAMAGES = {
 def test_a_broken_image_folder_is_refused(folder, named):
     DAMAGES[named](folder)
     refused(named, folder, 16)
+    assert not (folder / "packed-16").exists()
+
+
+def test_a_disk_that_fails_is_no_unreadable_image(folder, monkeypatch):
+    monkeypatch.setattr(pack, "read_rgb", Mock(side_effect=OSError(5, "Input/output error")))
+    with pytest.raises(OSError, match="Input/output error"):
+        common.load_dataset(folder, image_size=16, skip_broken=True)
 
 
 def test_packing_goes_on_where_it_was_killed_and_a_change_after_it_is_refused(folder, forks):

@@ -141,10 +141,13 @@ def test_a_last_step_that_diverges_gives_no_result(tmp_path, tiny, script):
     assert done.returncode == 1 and "not finite" in done.err and not (tmp_path / "run/result.json").exists()
 
 
-def test_other_weights_under_the_same_name_are_another_run(tiny, tmp_path, script):
-    run = partial(script, "finetune.py", "a.pt", "--dataset", tiny, *FLAGS, "--out", "run", "--resume")
+@pytest.mark.parametrize("name", ["a.pt", "encoder.pt"])
+def test_other_weights_under_the_same_name_are_another_run(tiny, tmp_path, script, name):
+    put(tmp_path / "config.json", {"lr": 0.1})  # nobody's of ours
+    run = partial(script, "finetune.py", name, "--dataset", tiny, *FLAGS, "--out", "run", "--resume")
     for code in (0, 2):
-        torch.save(common.MLP(12, 8).state_dict(), tmp_path / "a.pt")
+        torch.manual_seed(code)
+        torch.save(common.MLP(12, 8).state_dict(), tmp_path / name)
         assert run().returncode == code
     assert "pretraining is" in run().err
 

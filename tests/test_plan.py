@@ -88,6 +88,8 @@ def test_a_row_that_starts_from_an_encoder_comes_behind_it_and_is_of_no_other(fo
     assert "encoder" in plan.fault(run._replace(row="ft1-barlow"), config)
     put(run.base.result, {"config": pretraining})
     assert plan.state(run.base._replace(encoder=False)) == "" and plan.state(run.base) is None
+    later = [run_of(row.name) for row in rows.of(rows.FT) if row.pretrained == run.base.row]
+    assert run in later and len(later) == 2 and plan.needed(run.base)
     put(run.base.weights, "")
     assert plan.state(run.base) == ""
     put(run.folder / "config.json", config)
@@ -97,13 +99,13 @@ def test_a_row_that_starts_from_an_encoder_comes_behind_it_and_is_of_no_other(fo
 
 
 def test_an_encoder_that_is_gone_is_made_again_from_the_checkpoint(folder):
-    run = run_of("simclr")._replace(encoder=True)
+    run = run_of("sh-simclr")._replace(encoder=True)
     put(run.folder / "checkpoint.pt", "")
     put(run.folder / "result.json", "{}")
     assert plan.Trainer("data").train(run) == 0
     assert run.folder.with_suffix(".log").read_text() == "é ready None --resume\n"
     assert (run.folder / "checkpoint.pt").exists() and plan.state(run._replace(encoder=False)) == ""
-    put(folder / "codes", {"simclr": 2})  # of a checkpoint that can't be continued
+    put(folder / "codes", {"sh-simclr": 2})  # of a checkpoint that can't be continued
     assert plan.Trainer("data").train(run) == 2
     assert run.folder.with_suffix(".log").read_text().endswith(" --resume\né ready None --overwrite\n")
 
@@ -153,7 +155,9 @@ def test_results_of_their_row_are_skipped_others_trained_again_and_failures_name
     for name, code in codes.items():
         assert f"{name}/seed0 ended with exit code {code}, log runs/mini/cifar10/{name}/seed0.log" in done.err
     assert not run_of("cs-lastlayer").folder.exists()  # of what never began nothing is written
-    left = "next mini/cifar10/noproj/seed0, which needs ? min; all need ? min (some not timed yet)"
+    left = (
+        "next mini/cifar10/noproj/seed0, which needs ? min; all need ? min, one by one (some not timed yet)"
+    )
     assert done.out.endswith(f"4 of 12 runs done; {left}\n")
     os.remove("codes")
     assert script("plan.py", *TABLE_2).out.endswith("12 of 12 runs done\n")
@@ -253,7 +257,8 @@ def test_the_plan_tells_what_is_left_by_the_pace_of_such_runs_on_the_latest_devi
     plan.show([run_of("simclr-linear"), half, waiting])
     *table, last = capsys.readouterr().out.splitlines()
     assert [line.split()[1:-1] for line in table] == [["done", "0.0"], ["epoch", "2", "4.1"], ["-", "6.1"]]
-    assert last == "1 of 3 runs done; next mini/cifar10/simclr/seed0, which needs 4.1 min; all need 10.2 min"
+    assert last.startswith("1 of 3 runs done; next mini/cifar10/simclr/seed0, which needs 4.1 min; ")
+    assert last.endswith("; all need 10.2 min, one by one")
     newer = timed_run(run_of("noproj-werank"), 5, finished=True, seconds=3.0, device="other")
     os.utime(newer.folder / "config.json", (2000, 2000))
     assert plan.seconds_left(waiting, plan.paces()) == 5 * 3 + 65
@@ -280,7 +285,7 @@ def test_a_budget_stops_a_run_of_unknown_pace_and_the_next_call_continues_it(fol
     monkeypatch.setattr(plan.signal, "signal", lambda *_: None)
     waited = []  # opening the gate waits for the run, which then waits for what comes through it
     gate = folder / "gate"
-    monkeypatch.setattr(plan, "wait", lambda _, seconds: waited.append((seconds, gate.open("w"))))
+    monkeypatch.setattr(plan, "wait", lambda _, seconds, *__: waited.append((seconds, gate.open("w"))))
     run = run_of("simclr")
     assert plan.Trainer("data", deadline=time.time() + 603).train_all([run]) == 0
     assert 590 < waited[0][0] <= 600 and f"{run} stopped with exit code 143\n" in capsys.readouterr().out

@@ -10,10 +10,15 @@ import pytest
 import torch
 from conftest import ROOT, TINY_RUN, read, sabotage
 
-# A ReLU that rounding opens changes a gradient by a thousandth, which a few steps turn into a tenth.
+# A ReLU that rounding opens changes a gradient by a thousandth, which a few steps turn into a tenth. Each
+# process draws weights of its own here: those of the first count.
 SMOOTH = """
 import torch
 torch.nn.ReLU.forward = lambda _, x: torch.nn.functional.gelu(x)
+def resnet(*args, resnet=common.resnet):
+    torch.manual_seed(int(os.environ.get("RANK", 0)))
+    return resnet(*args)
+common.resnet = resnet
 """
 # What BatchNorms of several processes on a CPU do, in one: each takes the statistics of its own share.
 SHARES = """

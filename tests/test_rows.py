@@ -55,7 +55,7 @@ def test_tables_have_the_papers_rows_with_ll_or_sparseheads_recipe():
         ("sh-resnet50", "mlp", "cifar10", {"image_size": 16, "arch": "resnet50"}),
         ("sh-byol", "short", "cifar10", SH | {"epochs": 50}),
         ("sh-byol-sparsehead", "paper", "stl10", SH | STL | {"embedding": None, "momentum": 0.99}),
-        ("noproj-lastlayer-10", "paper", "cifar10", {"reg": "lastlayer", "reg_weight": 10.0}),
+        ("noproj-lastlayer-0.1", "paper", "cifar10", {"reg": "lastlayer", "reg_weight": 0.1}),
     ],
 )
 def test_a_rows_script_understands_its_command_as_the_paper_has_it(name, scale, dataset, wanted):

@@ -1,5 +1,6 @@
 """Whole runs: what a folder holds, interruptions of every kind, refusals, copies, figures."""
 
+import re
 import shlex
 import shutil
 import signal
@@ -282,6 +283,9 @@ REFUSED = {
         --jitter 1 1 1 1; --grey-p 2; --blur-p nan; --dataset nowhere => nowhere; --dataset no.npz => no.npz;
         --dataset . => --image-size; --out file; => extra; --dataset . --image-size 16 => train/;
         --dataset photos --image-size 16 --batch-size 2 --crop-scale 0.9 0.1;
+        --dataset photos --image-size 16 --batch-size 2 --reg-weight 1;
+        --dataset photos --image-size 16 --batch-size 2 --no-projector --reg sparsehead;
+        --dataset photos --image-size 16 --batch-size 2 --projector lowrank --rank 33;
         --out /proc/nothing/run; --overwrite --resume; --reg-weight 1; --reg lastlayer --reg-weight -1;
         --reg-on top; --reg-on encoder; --projector lowrank --reg sparsehead;
         --no-projector --reg sparsehead; --reg sparsehead --reg-on encoder; --projector big; --hidden 0;
@@ -295,7 +299,8 @@ REFUSED = {
         --projector lowrank --reg lastlayer --reg-on projector; --no-projector --reg sparsehead --reg-on auto;
         --reg lastlayer-bn --reg-on auto; --no-projector --reg werank --reg-on projector""",
     "directclr.py": """
-        --dim 33; --dim 0; --subvector some; --reg sparsehead; --reg lastlayer --reg-on projector""",
+        --dim 33; --dim 0; --subvector some; --reg sparsehead; --reg lastlayer --reg-on projector;
+        --dataset photos --image-size 16 --batch-size 2 --dim 33""",
     "barlow.py": """
         --lambd -1; --no-projector --hidden 8; --projector orthogonal; --no-projector --reg sparsehead""",
     "byol.py": "--momentum 1.5; --no-projector --embedding 8",
@@ -434,8 +439,9 @@ def test_on_real_images_a_short_run_beats_raw_pixels(request, script, tmp_path):
     if not folder or not (Path(folder) / "cifar10.npz").exists():
         pytest.skip("needs --data FOLDER with cifar10.npz")
     folder = Path(folder).resolve()  # the script runs elsewhere
-    flags = ("--data-dir", folder, "--train-size", 5000, "--width", 8, "--epochs", 6, "--batch-size", 32)
-    done = script("simclr.py", "--dataset", "cifar10", *flags, "--device", "cpu", "--out", "run")
+    flags = ("--data-dir", folder, "--train-size", 5000, "--stem", "imagenet", "--width", 16)
+    flags += ("--epochs", 12, "--batch-size", 32, "--device", "cpu", "--out", "run")
+    done = script("simclr.py", "--dataset", "cifar10", *flags)
     assert done.returncode == 0, done.err
     data = common.subset(common.load_dataset("cifar10", folder), 5000)
     pixels = [common.normalize(x).flatten(1) for x in (data.x_train, data.x_test)]
@@ -460,6 +466,7 @@ def test_checkpoints_from_elsewhere_are_read_under_every_usual_name(whole, scrip
         "plain.pth": (r50, r50.state_dict()),
         "fc.pt": (r34, prefixed("", r34) | {"fc.weight": torch.zeros(10, 32), "fc.bias": torch.zeros(10)}),
         "backbone.pth": (r50, {"backbone": r50.state_dict()}),
+        "settings.pth": (r50, {"model": {"name": "r50"}, "state_dict": r50.state_dict()}),
         "state.pth": (r34, {"state_dict": prefixed("module.", r34)}),
         "model.pth": (r50, {"model": prefixed("module.backbone.", r50), "epoch": 3}),
         "encoder.pth": (r50, {"state_dict": prefixed("encoder.", r50) | {"head.weight": torch.ones(2)}}),
@@ -471,9 +478,10 @@ def test_checkpoints_from_elsewhere_are_read_under_every_usual_name(whole, scrip
     for name, (network, content) in files.items():
         torch.save(content, tmp_path / name)
         assert torch.equal(common.load_encoder(tmp_path / name)[0].eval()(x), network.eval()(x)), name
-    words = ("fc.pt", "mlp.pt", whole / "checkpoint.pt", "--dataset", tiny, "-o", "figure.pdf")
+    words = ("fc.pt", "mlp.pt", "plain.pth", whole / "checkpoint.pt", "--dataset", tiny, "-o", "figure.pdf")
     done = script("plot_spectra.py", *words)
     assert done.returncode == 0 and (tmp_path / "figure.pdf").exists(), done.err
+    assert re.findall("note: (\\w.*): its first convolution", done.err) == ["plain.pth"]
 
 
 def test_a_checkpoints_spectrum_is_that_of_its_encoder(whole, tiny):
