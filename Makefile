@@ -50,7 +50,7 @@ finetune-table: | $(READY)  ## SparseHead table 2: 1 % and 10 % of the labels; v
 	-@$(PY) report.py --figures
 	@$(PY) finetune.py --table $(SCALE)
 
-all: | $(READY)  ## every table but clock and finetune-table, toy, the report, its figures; variables as for table2
+all: | $(READY)  ## every table but clock and finetune-table, toy where its results are gone, report and figures
 	exec $(PY) plan.py run $(TABLES) $(RUNS)
 	test -f results/toy.json || $(PY) toy_linear.py
 	-$(PY) report.py

@@ -600,11 +600,7 @@ def load_encoder(path, image_size=None):
     except (RuntimeError, ValueError) as error:
         why = str(error).splitlines()[-1].strip()
         raise UserError(f"{path} does not fit: {why[:200]}") from None
-    if (
-        found["stem"] == "cifar"
-        and found["arch"] != "mlp"
-        and not Path(path).with_name("config.json").exists()
-    ):
+    if found["stem"] == "cifar" and found["arch"] != "mlp" and not run_config(Path(path).parent):
         note(f"{path}: its first convolution is taken to have stride 1, padding 1 and no max-pool behind it")
     own = found["image_size"]
     if own and image_size not in (None, own):
@@ -612,9 +608,9 @@ def load_encoder(path, image_size=None):
     return encoder, found | {"image_size": own or image_size}
 
 
-def _holds_more(state):
-    """Whether a dict holds tensors or dicts: settings may have the names that weights have."""
-    return any(torch.is_tensor(value) or isinstance(value, dict) for value in state.values())
+def _holds_tensors(state):
+    """Whether a dict or one in it does: settings may have the names that weights have."""
+    return any(torch.is_tensor(x) or isinstance(x, dict) and _holds_tensors(x) for x in state.values())
 
 
 def _checkpoint_weights(path):
@@ -632,7 +628,7 @@ def _checkpoint_weights(path):
     for _ in range(3):  # keys may be nested
         state = state if isinstance(state, dict) else {}
         inner = [state.get(key) for key in CHECKPOINT_KEYS]
-        inner = [found for found in inner if isinstance(found, dict) and _holds_more(found)]
+        inner = [found for found in inner if isinstance(found, dict) and _holds_tensors(found)]
         state = inner[0] if inner else state
     state = {key: value for key, value in state.items() if isinstance(key, str) and torch.is_tensor(value)}
     for prefix in (f"{outer}{inner}" for inner in CHECKPOINT_PREFIXES for outer in ("", "module.")):
@@ -783,6 +779,7 @@ def trained_linears(projector):
     return [m for m in projector.modules() if isinstance(m, nn.Linear) and m.weight.requires_grad]
 
 
+WITHOUT_LINEAR = ("none", "orthogonal", "diagonal", "lowrank", "lowrank-diagonal")  # kinds of projectors
 NO_LINEAR = "--reg-on projector, --reg sparsehead need a projector with a trained linear layer"
 
 
@@ -930,7 +927,7 @@ def check_projector(args, uses):
 
     uses: {"rank": the kinds that have one, …}.
     """
-    if _penalised(args) == "projector" and args.projector not in ("mlp", "linear"):
+    if _penalised(args) == "projector" and args.projector in WITHOUT_LINEAR:
         raise UserError(NO_LINEAR)
     for flag, kinds in uses.items():
         if getattr(args, flag) and args.projector not in kinds:
@@ -941,7 +938,7 @@ def check_projector(args, uses):
 def resolve(args):
     """A copy of the arguments: defaults that depend on others filled in, shares of D as dimensions.
 
-    UserError for sizes beyond D and for a penalty that makes no sense.
+    UserError for a penalty that makes no sense.
     """
     args = argparse.Namespace(**vars(args))
     _penalised(args)
@@ -958,9 +955,6 @@ def resolve(args):
     for key in ("hidden", "embedding", "rank", "fixed_dims", "dim"):
         if isinstance(getattr(args, key, None), float):
             setattr(args, key, max(1, round(getattr(args, key) * dim)))
-    for key, most in {"rank": dim, "fixed_dims": dim - 1, "dim": dim}.items():
-        if (given := getattr(args, key, None) or 0) > most:
-            raise UserError(f"--{key.replace('_', '-')} {given} is more than {most}: h has {dim} dimensions")
     return args
 
 
@@ -977,7 +971,9 @@ def prepare(args, resolve=resolve):
     if args.epochs and args.warmup_epochs >= args.epochs:
         raise UserError(f"--warmup-epochs {args.warmup_epochs} leaves none of --epochs {args.epochs}")
     # what these refuse should not wait for a download or for a folder to be packed
-    resolve(argparse.Namespace(**vars(args) | {"image_size": args.image_size or 32}))
+    if args.image_size or args.dataset in NAMED:
+        pixels = args.image_size or (96 if args.dataset == "stl10" else 32)
+        resolve(argparse.Namespace(**vars(args) | {"image_size": pixels}))
     if "crop_scale" in args:
         Augment(args.image_size or 32, args.crop_scale, jitter=args.jitter)
     data = in_turn(lambda: load_dataset(args.dataset, args.data_dir, args.image_size, args.skip_broken))
@@ -1257,8 +1253,9 @@ def training_step(args, encoder, projector, loss, modules=()):
     model = model.to(args.device)
     layout = memory_format(encoder)  # of an encoder on its device
     model = model.to(memory_format=layout)
-    for tensor in model.state_dict().values() if processes() > 1 else ():
-        dist.broadcast(tensor, 0)  # they may have been drawn before `prepare` seeded torch
+    for value in model.state_dict().values():
+        if processes() > 1 and torch.is_tensor(value):
+            dist.broadcast(value, 0)  # it may have been drawn before `prepare` seeded torch
     trained = [p for p in model.parameters() if p.requires_grad]
     opt = optimizer(args, trained)
 
@@ -1428,7 +1425,7 @@ def fit(args, data, encoder, projector, loss, name, probe=None, modules=()):
     out, config, checkpoint, result = first_process(lambda: open_run(args, name, data))
     if result:
         leave_processes()
-        return result
+        return result if first else None
     begin(run, out, checkpoint)
     run.start = run.start or start_statistics(encoder, projector, data)
     run.model.train()
@@ -1880,6 +1877,15 @@ RUN_FILES = ("result.json", "encoder.pt", "checkpoint.pt", "metrics.jsonl", "con
 NOT_OF_A_RUN = ("out", "resume", "overwrite", "data_dir")  # arguments that do not make it another run
 
 
+def run_config(folder):
+    """What config.json holds of the run in a folder; None where there is no run."""
+    with contextlib.suppress(UserError):
+        config = read_json(folder / "config.json")
+        if isinstance(config, dict) and isinstance(config.get("arguments"), dict):
+            return config
+    return None
+
+
 def run_folder(args, name):
     """--out, or what a run's folder is called without it."""
     return args.out or Path("runs") / f"{Path(args.dataset).absolute().stem}-{name}-seed{args.seed}"
@@ -1977,10 +1983,8 @@ def _claim(out):
     lock(out)
     entries = set(out.iterdir())
     temporary = {path for file in RUN_FILES for path in out.glob(f"{file}.*.tmp")}
-    there = None
-    with contextlib.suppress(UserError):
-        there = read_json(out / "config.json")
-    if entries - temporary and not (isinstance(there, dict) and isinstance(there.get("arguments"), dict)):
+    there = run_config(out)
+    if entries - temporary and not there:
         raise UserError(f"{out} is there and holds no run's config.json: choose another folder with --out")
     # a run that ended before its first checkpoint has nothing to lose
     kept = {out / file for file in ("checkpoint.pt", "result.json", "encoder.pt")}

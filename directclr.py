@@ -56,6 +56,8 @@ def main():
     args, data = common.prepare(parser().parse_args(), resolve)
     encoder = common.make_encoder(args)
     count = args.dim or round(encoder.dim * 360 / 2048)
+    if not 0 < count <= encoder.dim:
+        raise common.UserError(f"--dim {count} is not from 1 to {encoder.dim}, the dimensions of h")
     subvector = Subvector(encoder.dim, count)
     penalty = common.regularizer(args, encoder, subvector)
 

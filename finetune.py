@@ -12,7 +12,6 @@ encoder.pt or any torchvision-named ResNet-18, -34 or -50. RUN is a run's folder
 """
 
 import argparse
-import contextlib
 import json
 import math
 import os
@@ -252,15 +251,12 @@ def main():
         raise common.UserError("finetune.py runs in one process")
     encoder, found = common.load_encoder(args.checkpoint, args.image_size)
     checkpoint = Path(args.checkpoint)
-    found["pretraining"] = f"{zlib.crc32(checkpoint.read_bytes()):08x}"
-    with contextlib.suppress(common.UserError):  # there is none beside it, or it is nobody's of ours
-        config = common.read_json(checkpoint.with_name("config.json"))
-        if checkpoint.name == "encoder.pt" and isinstance(config, dict) and "arguments" in config:
-            found["pretraining"] = config
-    args, data = common.prepare(argparse.Namespace(**{**vars(args), **found}), resolve)
-    out = common.run_folder(args, run_name(args))
+    out = common.run_folder(args, run_name(resolve(args)))
     if out.resolve() in (checkpoint.parent.resolve(), checkpoint.resolve().parent):
         raise common.UserError(f"--out {out} is the folder of {checkpoint}")
+    config = common.run_config(checkpoint.parent) if checkpoint.name == "encoder.pt" else None
+    found["pretraining"] = config or f"{zlib.crc32(checkpoint.read_bytes()):08x}"
+    args, data = common.prepare(argparse.Namespace(**{**vars(args), **found}), resolve)
     if args.scratch:
         encoder = common.make_encoder(args)
     chosen = choose(data.y_train, args.labels, args.seed).to(args.device)

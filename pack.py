@@ -7,7 +7,6 @@
 centre-cropped. train.json and val.json say of which files. What is interrupted goes on where it was.
 """
 
-import contextlib
 import errno
 import hashlib
 import io
@@ -24,6 +23,7 @@ from torchvision.transforms.v2 import functional as vision
 from tqdm import tqdm
 
 HEADER = 128  # bytes of an .npy header for such arrays, whatever N is
+OF_DISKS = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE)  # errors that say nothing of an image
 BLOCK = 512  # images between two notes of how far it is
 ANEW = "remove that folder to pack it anew"
 
@@ -136,8 +136,8 @@ def _write(images, size, part, note_file, note, skip_broken):
         try:
             image = vision.center_crop(vision.resize(read_rgb(sample[0]), size), size)
             return np.asarray(image).transpose(2, 0, 1).tobytes()
-        except Exception as error:  # Pillow's are many, without a number; a disk's have one
-            if isinstance(error, MemoryError) or getattr(error, "errno", None) not in (None, errno.ENOENT):
+        except Exception as error:  # Pillow's are many
+            if isinstance(error, MemoryError) or getattr(error, "errno", None) in OF_DISKS:
                 raise
             return error
 
@@ -159,8 +159,6 @@ def _write(images, size, part, note_file, note, skip_broken):
                 if not skip_broken:
                     if not note["done"]:  # nothing to go on from
                         part.unlink()
-                        with contextlib.suppress(OSError):  # train is there
-                            part.parent.rmdir()
                     raise common.UserError(f"{what}: pack.py --skip-broken leaves such images out")
                 common.complain(f"left out: {what}")
                 note["skipped"].append(os.path.relpath(file, place))

@@ -12,6 +12,7 @@ Copied elsewhere it needs common.py and rows.py.
 """
 
 import argparse
+import os
 import sys
 from collections import Counter
 from itertools import chain, islice, pairwise, product
@@ -515,7 +516,7 @@ def main():
     kind.add_argument("--covariance", action="store_true", help="heat map of the layer's covariance")
     parser.add_argument("-o", "--out", type=Path, default="figures/spectra.png", help="(figures/spectra.png)")
     parser.add_argument("--dataset", help="for checkpoints: as for training")
-    parser.add_argument("--data-dir", default="data", help="(data)")
+    parser.add_argument("--data-dir", type=os.path.expanduser, default="data", help="(data)")
     parser.add_argument("--image-size", type=common.number(int, 8), help="pixels; an image folder needs it")
     args = parser.parse_args()
     if args.norms and args.layer:

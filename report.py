@@ -146,7 +146,7 @@ def judged(results, claim, scale):
         if len(part.pairs) > 1 and datasets:
             groups = [results.complete(part, scale, datasets)]
         lines = [(group, part, results.compare(part, scale, group)) for group in groups]
-        able = [line for line in lines if line[2] and line[2].n >= LEAST]
+        able = [line for line in lines if line[2] and (line[2].n >= LEAST or not line[2].n)]
         found += able or lines
     among = sum(bool(e and e.n >= LEAST) for _, part, e in found if part.role != "beside")
     return [(group, part, e, claims.outcome(part, e, max(1, among))) for group, part, e in found]

@@ -124,6 +124,8 @@ def run_name(args, dim):
 def make_projector(args, dim):
     """The map from h (B, dim) to z that the arguments describe."""
     if args.fixed_dims:
+        if args.fixed_dims >= dim:
+            raise common.UserError(f"--fixed-dims {args.fixed_dims} leaves none of h's {dim} dimensions")
         return ConstantSubvector(args.fixed_dims, args.fixed_value)
     if args.projector in ("mlp", "linear", "none"):
         return common.projector(args.projector, dim, args.hidden, args.embedding or 128, args.projector_bn)

@@ -702,7 +702,7 @@ def arguments():
     public = "InfoNCE by inner products / 0.1, noise on both views: X ∝ Cov(x) ≻ 0, no k makes σ vanish"
     add("--public-code", action="store_true", help=public)
     add("--dataset", help="images of T8, as simclr.py takes them (cifar10)")
-    add("--data-dir", help="where they are, or are downloaded to (data)")
+    add("--data-dir", type=os.path.expanduser, help="where they are, or are downloaded to (data)")
     add("--quick", action="store_true", help="a look at everything in seconds")
     add("--out", type=Path, help="folder for figures and results, replaced where they exist")
     return parser

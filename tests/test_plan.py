@@ -96,6 +96,11 @@ def test_a_row_that_starts_from_an_encoder_comes_behind_it_and_is_of_no_other(fo
     for found, why in ((pretraining, ""), (pretraining | {"git": "other"}, "its encoder is another")):
         put(run.base.folder / "config.json", found)
         assert plan.outdated(run) == why
+    for one in later:
+        arguments = rows.arguments(one.row, "mini", "cifar10") | {"pretraining": pretraining}
+        put(one.result, {"config": {"script": "finetune.py", "arguments": arguments}})
+    run.base.weights.unlink()
+    assert not plan.needed(run.base) and plan.state(run.base) == ""
 
 
 def test_an_encoder_that_is_gone_is_made_again_from_the_checkpoint(folder):

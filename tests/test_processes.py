@@ -106,7 +106,7 @@ def test_an_error_of_one_process_or_of_all_is_one_line_and_exit_code_2_of_each(
 ):
     (tmp_path / "file").write_text("")
     done = start(f"{MLP} {flags}", before, processes=2)
-    assert done.returncode == [2, 2] and re.fullmatch(f"simclr.py: error: {error}\n", done.err)
+    assert done.returncode == [2, 2] and re.fullmatch(f"simclr.py: error: {error}\n", done.err), done.err
     assert (tmp_path / "run").exists() == (before == FULL_DISK)  # else it ends before anything is written
 
 

@@ -285,7 +285,6 @@ REFUSED = {
         --dataset photos --image-size 16 --batch-size 2 --crop-scale 0.9 0.1;
         --dataset photos --image-size 16 --batch-size 2 --reg-weight 1;
         --dataset photos --image-size 16 --batch-size 2 --no-projector --reg sparsehead;
-        --dataset photos --image-size 16 --batch-size 2 --projector lowrank --rank 33;
         --out /proc/nothing/run; --overwrite --resume; --reg-weight 1; --reg lastlayer --reg-weight -1;
         --reg-on top; --reg-on encoder; --projector lowrank --reg sparsehead;
         --no-projector --reg sparsehead; --reg sparsehead --reg-on encoder; --projector big; --hidden 0;
@@ -299,8 +298,7 @@ REFUSED = {
         --projector lowrank --reg lastlayer --reg-on projector; --no-projector --reg sparsehead --reg-on auto;
         --reg lastlayer-bn --reg-on auto; --no-projector --reg werank --reg-on projector""",
     "directclr.py": """
-        --dim 33; --dim 0; --subvector some; --reg sparsehead; --reg lastlayer --reg-on projector;
-        --dataset photos --image-size 16 --batch-size 2 --dim 33""",
+        --dim 33; --dim 0; --subvector some; --reg sparsehead; --reg lastlayer --reg-on projector""",
     "barlow.py": """
         --lambd -1; --no-projector --hidden 8; --projector orthogonal; --no-projector --reg sparsehead""",
     "byol.py": "--momentum 1.5; --no-projector --embedding 8",
@@ -314,7 +312,7 @@ REFUSED = {
     "plan.py": """
         --budget=9x; --budget=-3m; --budget=m; --budget=1.5h; --budget=9999999999h; --jobs=0; --gpus=0;
         --seeds=; --seeds=abc; --seeds=-1; --seeds=0,1; '--seeds=1 02'; --scale=huge; --scale=%;
-        --datasets=; --datasets=CIFAR10; --datasets=data/cifar10; --since=nan; --since=inf; --since=1e300;
+        --datasets=; --data=; --datasets=CIFAR10; --datasets=data/cifar10; --since=nan; --since=inf; --since=1e300;
         --since=-1; table9 => table9""",
     "report.py": "=> --results; -o .; -o ''; -o run",
     "plot_spectra.py": """
