@@ -312,8 +312,8 @@ REFUSED = {
     "plan.py": """
         --budget=9x; --budget=-3m; --budget=m; --budget=1.5h; --budget=9999999999h; --jobs=0; --gpus=0;
         --seeds=; --seeds=abc; --seeds=-1; --seeds=0,1; '--seeds=1 02'; --scale=huge; --scale=%;
-        --datasets=; --data=; --datasets=CIFAR10; --datasets=data/cifar10; --since=nan; --since=inf; --since=1e300;
-        --since=-1; table9 => table9""",
+        --datasets=; --datasets=CIFAR10; --datasets=data/cifar10; --since=nan; --since=inf; --since=1e300;
+        --since=-1; --data=; table9 => table9""",
     "report.py": "=> --results; -o .; -o ''; -o run",
     "plot_spectra.py": """
         => runs; run => run; absent => absent; list.json => list.json; other.pt => --dataset;
