@@ -298,7 +298,8 @@ REFUSED = {
         --projector lowrank --reg lastlayer --reg-on projector; --no-projector --reg sparsehead --reg-on auto;
         --reg lastlayer-bn --reg-on auto; --no-projector --reg werank --reg-on projector""",
     "directclr.py": """
-        --dim 33; --dim 0; --subvector some; --reg sparsehead; --reg lastlayer --reg-on projector""",
+        --dim 33; --dim 0; --subvector some; --reg sparsehead; --reg lastlayer --reg-on projector;
+        --dataset photos --image-size 16 --batch-size 2 --reg-weight 1""",
     "barlow.py": """
         --lambd -1; --no-projector --hidden 8; --projector orthogonal; --no-projector --reg sparsehead""",
     "byol.py": "--momentum 1.5; --no-projector --embedding 8",
