@@ -196,9 +196,8 @@ def test_min_max_ratio_is_its_double_loop():
     assert common.min_max_ratio(3 * torch.tensor(z)) == pytest.approx(np.mean(ratios), rel=1e-10)
     near, far = sorted(np.linalg.norm(z[0] - z[i]) / np.linalg.norm(z[1] - z[2]) for i in (1, 2))
     ratios = [max(x, 1 / x) - 1 for x in (near, far)]  # of 1 and 2: an anchor with a duplicate does not count
-    assert common.min_max_ratio(torch.tensor([z[0], z[0] + 1e-9, z[1], z[2]])) == pytest.approx(
-        np.mean(ratios)
-    )
+    z = torch.tensor(np.stack([z[0], z[0] + 1e-9, z[1], z[2]]))
+    assert common.min_max_ratio(z) == pytest.approx(np.mean(ratios))
     assert common.min_max_ratio(torch.ones(5, 1)) == 0  # all at one place
 
 
