@@ -1253,9 +1253,9 @@ def training_step(args, encoder, projector, loss, modules=()):
     model = model.to(args.device)
     layout = memory_format(encoder)  # of an encoder on its device
     model = model.to(memory_format=layout)
-    for value in model.state_dict().values():
-        if processes() > 1 and torch.is_tensor(value):
-            dist.broadcast(value, 0)  # it may have been drawn before `prepare` seeded torch
+    if processes() > 1:  # weights may have been drawn before `prepare` seeded torch
+        for value in filter(torch.is_tensor, model.state_dict().values()):
+            dist.broadcast(value, 0)
     trained = [p for p in model.parameters() if p.requires_grad]
     opt = optimizer(args, trained)
 

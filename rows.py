@@ -335,9 +335,8 @@ def mismatch(config, name, scale, dataset):
         recorded = config["arguments"]
         if name not in ROW:
             expected = _of_scale(scale)
-            complete = (
-                vars(_module("simclr.py").parser().parse_args([])) | recorded
-            )  # older runs lack newer arguments
+            defaults = vars(_module("simclr.py").parser().parse_args([]))
+            complete = defaults | recorded  # older runs lack newer arguments
             found = {key: complete[key] for key in expected}
         else:
             script = ROW[name].command.split()[0]
