@@ -168,10 +168,9 @@ def rises_above_z(kind, result):
 
 
 def row_norms(norm, result):
-    """‖W^i‖² of the encoder's last layer; Missing if folded with a BatchNorm that is not there."""
-    if norm == "folded" and not plot.has_batchnorm(result):
-        raise plot.Missing(norm)
-    return np.maximum(get(result, "row_norms", norm), 1e-30)
+    """‖W^i‖² of the encoder's last layer; NaN if folded with a BatchNorm that is not there."""
+    absent = norm == "folded" and not plot.has_batchnorm(result)
+    return np.maximum(get(result, "row_norms", norm), np.nan if absent else 1e-30)
 
 
 def dead_rows(norm, result):
@@ -186,7 +185,7 @@ def dead_rows(norm, result):
 def vanished_rows(norm, result):
     """The number of near-zero ‖W^i‖², bare or folded, over the rank that h has lost; NaN without collapse."""
     norms = row_norms(norm, result)
-    if lost(result) <= SAME_RANK:
+    if lost(result) <= SAME_RANK or np.isnan(norms).any():
         return np.nan
     return (norms < VANISHED * norms.mean()).sum() / (lost(result) / 100 * len(norms))
 
@@ -257,9 +256,11 @@ CLAIM_PARTS = [
     *[part for text in CONSTANTS for part in pooled("C12", "knn200_z", text, CONSTANTS[text], role="beside")],
     *pooled("C13", "knn200", "lastlayer > none, at LL's weight", LASTLAYER),
     accuracy("C13", "knn200", "noproj-lastlayer, best weight", "noproj", role="beside"),
+    accuracy("C13", "knn200_z", "cs-lastlayer", "cs", role="beside"),
     accuracy("C14", "knn200", *BEST, -AT_LEAST),
     *pooled("C14", "knn200", "lastlayer ≥ WERank, at the tables' weights", WERANK, -AT_LEAST, "beside"),
     *[accuracy("C14", "knn200", *pair, -AT_LEAST, role="beside") for pair in WERANK],
+    accuracy("C14", "knn200_z", "cs-lastlayer", "cs-werank", -AT_LEAST, role="beside"),
     *rises("C15", "bare_spectra", "bare ln σ_k of h", "noproj-lastlayer", "noproj"),
     *rises("C15", "spectra", "ln σ_k of h", "noproj-lastlayer", "noproj", role="beside"),
     *[part._replace(role="beside") for part in ranks("C15", "h", "noproj-lastlayer", "noproj")],

@@ -1,7 +1,7 @@
 """What the experiments share, in the order data flows: data, augmentation, encoder, projectors, losses,
 penalties, arguments, processes, training, evaluation, results. Copy this file beside a script and the script
 runs; drawn images need shapes.py too, image folders pack.py. `Augment`, `lastlayer_penalty` and
-`covariance_spectrum` also work alone.
+`covariance_spectrum` can be imported alone. The import turns TF32 off.
 
 Equations and tables are cited by the papers' short names: LL (Can Weight Regularization in the Last Layer
 Reduce Dimensional Collapse?), DirectCLR (Jing et al. 2022), WERank (Pasand et al. 2024), SparseHead (Song et
@@ -45,7 +45,7 @@ from torch import nn
 from torchvision.transforms.v2 import functional as vision
 from tqdm import tqdm
 
-with contextlib.suppress(ValueError, NameError):
+with contextlib.suppress(ValueError, NameError, TypeError):
     signal.signal(signal.SIGINT, _interrupt)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -150,17 +150,12 @@ def _beside(name):
     except ModuleNotFoundError as error:
         if error.name != name:
             raise
-        raise UserError(f"this --dataset needs {name}.py, which is not beside common.py") from None
+        raise UserError(f"this --dataset needs {name}.py beside common.py, importable as {name}") from None
 
 
 def _read_npz(path):
-    try:
-        with np.load(path) as file:
-            arrays = {key: np.asarray(file[key]) for key in NPZ_KEYS if key in file.files}  # or bytes
-    except Exception as error:  # zip, zlib, pickle, system: a bad file has many errors
-        if no_memory(error):
-            raise MemoryError(f"{path}: {brief(error)}") from None
-        raise UserError(f"{path} is not a readable .npz file ({brief(error)})") from None
+    with refusing(f"{path} is not a readable .npz file"), np.load(path) as file:
+        arrays = {key: np.asarray(file[key]) for key in NPZ_KEYS if key in file.files}  # or bytes
     if missing := set(NPZ_KEYS) - {"classes"} - set(arrays):
         raise UserError(f"{path} lacks {', '.join(sorted(missing))}")
     for split in ("train", "test"):
@@ -190,8 +185,6 @@ def _download(name, npz):
     try:
         npz.parent.mkdir(parents=True, exist_ok=True)
         lock(npz.parent, wait=True)  # two that download at once would spoil each other's archive
-        for cut_short in npz.parent.glob(f"{npz.name}.*.tmp"):
-            cut_short.unlink()
         if npz.exists():
             return _read_npz(npz)
         parts = [kind(str(npz.parent), download=True, **split) for split in splits]
@@ -200,8 +193,9 @@ def _download(name, npz):
             arrays[f"x_{split}"] = part.data.transpose(0, 2, 3, 1) if stl else part.data
             arrays[f"y_{split}"] = np.array(part.labels if stl else part.targets)
         try:
-            with atomic_write(npz) as file:
-                np.savez(file, **arrays)
+            buffer = io.BytesIO()
+            np.savez(buffer, **arrays)
+            write(npz, buffer.getbuffer())
         except OSError as error:  # a read-only folder: slower next time, that is all
             note(f"{npz} can't be written ({brief(error)})")
         return arrays
@@ -383,16 +377,13 @@ class Augment:
     def __post_init__(self):
         low, high = self.scale
         if self.size < 1 or not 0 < low <= high <= 1:
-            wanted = "a size >= 1 and a scale (--crop-scale) 0 < low <= high <= 1"
-            raise UserError(f"a crop needs {wanted}, not {self.size} and {self.scale}")
+            raise UserError(f"--crop-scale {self.scale} is not 0 < low <= high <= 1, or size {self.size} < 1")
         if len(self.jitter) != 4 or not all(0 <= x < math.inf for x in self.jitter) or self.jitter[3] > 0.5:
-            wanted = "four numbers >= 0, the last (hue) <= 0.5"
-            raise UserError(f"jitter (--jitter) is {wanted}, not {self.jitter}")
+            raise UserError(f"--jitter {self.jitter} is not four numbers >= 0, the last (hue) <= 0.5")
         for name in ("flip", "jitter_p", "grey_p", "blur_p", "solarize_p"):
             both = _pair(getattr(self, name))
             if len(both) != 2 or not all(0 <= p <= 1 for p in both):
-                flag = name.replace("_", "-")
-                raise UserError(f"{name} (--{flag}) {getattr(self, name)} is no probability, nor two")
+                raise UserError(f"{name} {getattr(self, name)} is no probability, nor two")
         self.colour = [adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue]
 
     def compile(self):
@@ -615,22 +606,17 @@ def _holds_tensors(state):
 
 def _checkpoint_weights(path):
     """{name: tensor} of the encoder in a file, without the prefixes in use, `fc` and what is behind it."""
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # official checkpoints carry arguments
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:  # which names the path
-        raise
-    except Exception as error:  # anything may be in a file
-        if no_memory(error):
-            raise MemoryError(f"{path}: {brief(error)}") from None
-        what = f"{type(error).__name__}; of a whole model save model.state_dict()"
-        raise UserError(f"{path} is not a checkpoint of tensors ({what})") from None
+    safe = torch.serialization.safe_globals([argparse.Namespace])  # official checkpoints carry arguments
+    advice = "of a whole model save model.state_dict()"
+    with open(path, "rb") as file, refusing(f"{path} is not a checkpoint of tensors: {advice}"), safe:
+        state = torch.load(file, map_location="cpu", weights_only=True)
     for _ in range(3):  # keys may be nested
         state = state if isinstance(state, dict) else {}
         inner = [state.get(key) for key in CHECKPOINT_KEYS]
         inner = [found for found in inner if isinstance(found, dict) and _holds_tensors(found)]
         state = inner[0] if inner else state
     state = {key: value for key, value in state.items() if isinstance(key, str) and torch.is_tensor(value)}
+    state = {key.replace("_orig_mod.", ""): value for key, value in state.items()}  # of torch.compile
     for prefix in (f"{outer}{inner}" for inner in CHECKPOINT_PREFIXES for outer in ("", "module.")):
         if {f"{prefix}conv1.weight", f"{prefix}layer1.weight"} & set(state):
             names = tuple(f"{prefix}{name}" for name in ("conv1.", "bn1.", "layer"))
@@ -740,7 +726,8 @@ def _smaller_gram(matrix):
 
 
 def _gram_error(weight):
-    """G - I of the smaller Gram matrix G, WWᵀ or WᵀW, in float32, for a symmetric function of it."""
+    """G - I of the smaller Gram matrix G, WWᵀ or WᵀW, in float32, for a symmetric function of it, of which
+    the first derivatives are right, not the second."""
     if weight.ndim == 4 and not weight.is_contiguous():
         # channels_last: so the gradient has its layout, and autograd copies none; G's norm knows no order
         weight = weight.permute(0, 2, 3, 1)
@@ -804,7 +791,12 @@ def regularizer(args, encoder, projector):
     of_projector = trained_linears(projector)
     if on == "projector" and not of_projector:
         raise UserError(NO_LINEAR)
-    layer = of_projector[-1] if of_projector and on != "encoder" else encoder_end(encoder)[0]
+    layer, norm = encoder_end(encoder)
+    if of_projector and on != "encoder":
+        layer = of_projector[-1]
+    elif norm is None and args.reg.startswith("lastlayer") and not isinstance(encoder, MLP):
+        names = [name for name, module in encoder.named_modules() if module is layer]
+        note(f"--reg {args.reg} acts on {names[0]}, the last weight that the encoder registers")
     of_encoder = [m for m in encoder.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     every = {"auto": of_encoder + of_projector, "encoder": of_encoder, "projector": of_projector}[on]
     penalty = {
@@ -812,7 +804,7 @@ def regularizer(args, encoder, projector):
         "lastlayer": lambda: lastlayer_penalty(layer.weight),
         "werank": lambda: werank_penalty(m.weight for m in every),
         "sparsehead": lambda: sparsehead_penalty(layer.weight),
-        "lastlayer-bn": lambda: lastlayer_penalty(layer.weight) + batchnorm_penalty(encoder_end(encoder)[1]),
+        "lastlayer-bn": lambda: lastlayer_penalty(layer.weight) + batchnorm_penalty(norm),
     }[args.reg]
     return lambda: args.reg_weight * penalty()
 
@@ -861,15 +853,31 @@ class OneOrTwo(argparse.Action):
         setattr(namespace, self.dest, values[0] if len(values) == 1 else values)
 
 
+def shared_arguments(parser):
+    """Adds what pretraining and fine-tuning have. Returns what adds others on the data, and on the run."""
+    data = parser.add_argument_group("data").add_argument
+    data("--dataset", default="cifar10", help="cifar10, cifar100, stl10, shapes, .npz, folder (cifar10)")
+    data("--data-dir", type=os.path.expanduser, default="data", help="of named sets, downloaded once (data)")
+    data("--image-size", type=number(int, 8, 4096), help="pixels; an image folder needs it (the images')")
+    data("--skip-broken", action="store_true", help="leave unreadable images of a folder out")
+    run = parser.add_argument_group("run").add_argument
+    run("--seed", type=number(int, 0, 2**31), default=0, help="of all that is drawn (0)")
+    run("--device", help="cpu, cuda, cuda:1 … (cuda where there is one)")
+    run("--precision", choices=("bf16", "float32"), help="(bf16 on cuda from 8.0 on, else float32)")
+    run("--out", type=Path, help="the run's folder (runs/<dataset>-<row>-seed<seed>)")
+    kind = parser.add_mutually_exclusive_group().add_argument
+    kind("--resume", action="store_true", help="continue the folder's run; start it where there is none")
+    kind("--overwrite", action="store_true", help="replace the folder's run")
+    return data, run
+
+
 def arguments(doc):
     """A parser with the arguments that every method has; `doc` is the script's docstring."""
     parser = Parser(doc)
-    add = parser.add_argument_group("data").add_argument
-    add("--dataset", default="cifar10", help="cifar10, cifar100, stl10, shapes, .npz, folder (cifar10)")
-    add("--data-dir", type=os.path.expanduser, default="data", help="of named sets, downloaded once (data)")
-    add("--train-size", type=number(int, 2, 2**40), help="size of a class-balanced subset to train on (all)")
-    add("--image-size", type=number(int, 8, 4096), help="pixels; an image folder needs it (the images')")
-    add("--skip-broken", action="store_true", help="leave unreadable images of a folder out")
+    data, run = shared_arguments(parser)
+    data("--train-size", type=number(int, 2, 2**40), help="size of a class-balanced subset to train on (all)")
+    run("--compile", action=argparse.BooleanOptionalAction, help="torch.compile loss and views (on for cuda)")
+    run("--eval-every", type=number(int, 0), default=25, help="epochs between kNNs; 0: only at the end (25)")
     add = parser.add_argument_group("augmentation (LL and lightly on CIFAR)").add_argument
     shares = {"type": number(float, 1e-9, 1), "nargs": 2, "metavar": ("LOW", "HIGH")}
     add("--crop-scale", default=(0.08, 1.0), **shares, help="share of the area (0.08 1; SparseHead 0.2 1)")
@@ -899,17 +907,6 @@ def arguments(doc):
     add("--lr", type=number(float, 1e-12), help="(sgd 0.06 batch/128, adam 3e-3, lars 0.3 batch/256)")
     add("--warmup-epochs", type=number(int, 0), default=0, help="linear to --lr; then cosine to 0 (0)")
     add("--weight-decay", type=number(float, 0), help="on every parameter (sgd 5e-4, adam and lars 1e-6)")
-    add("--seed", type=number(int, 0, 2**31), default=0, help="of weights, order and views (0)")
-    add = parser.add_argument_group("run").add_argument
-    add("--device", help="cpu, cuda, cuda:1 … (cuda where there is one)")
-    add("--compile", action=argparse.BooleanOptionalAction, help="torch.compile loss and views (on for cuda)")
-    formats = ("bf16", "float32")
-    add("--precision", choices=formats, help="of training (bf16 on cuda from 8.0 on, else float32)")
-    add("--eval-every", type=number(int, 0), default=25, help="epochs between kNNs; 0: only at the end (25)")
-    add("--out", type=Path, help="the run's folder (runs/<dataset>-<row>-seed<seed>)")
-    add = parser.add_mutually_exclusive_group().add_argument
-    add("--resume", action="store_true", help="continue the folder's run; start it where there is none")
-    add("--overwrite", action="store_true", help="replace the folder's run")
     return parser
 
 
@@ -1012,13 +1009,11 @@ def _choose_device(args):
             raise UserError(f"{here} processes need as many GPUs; there are {torch.cuda.device_count()}")
         asked = f"cuda:{os.environ.get('LOCAL_RANK', process_index())}"
         torch.cuda.set_device(asked)
-    try:
+    with refusing(f"--device {asked} can't be used"):
         device = torch.zeros(1, device=asked).device
         if device.type not in ("cpu", "cuda"):
             raise RuntimeError("cpu and cuda are supported")
         torch.ones(1, device=device).add_(1).item()  # PyTorch may have no kernels for so old a GPU
-    except (RuntimeError, AssertionError, ImportError) as error:
-        raise UserError(f"--device {asked} can't be used ({brief(error)})") from None
     cuda = device.type == "cuda"
     args.device = str(device) if cuda else "cpu"
     # below 8.0 bf16 is emulated, or crashes: is_bf16_supported() says yes to the first
@@ -1072,13 +1067,11 @@ def join_processes():
     to_answer = datetime.timedelta(days=1)  # others wait while the first packs images or evaluates
     # Numbers on the host are exchanged too, which NCCL can't; with no backend named there may be NCCL alone.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
-    try:
-        with on_signals(signal.SIG_DFL):  # it waits in C++, where no handler is called
-            store, number, count = next(dist.rendezvous("env://", timeout=to_come))
-            dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=to_answer)
-            store.set_timeout(to_answer)  # NCCL meets through it, at the first exchange
-    except (AssertionError, RuntimeError, ValueError) as error:
-        raise UserError(f"WORLD_SIZE is set, and the processes can't meet ({brief(error)})") from None
+    # it waits in C++, where no handler is called
+    with refusing("WORLD_SIZE is set, and the processes can't meet"), on_signals(signal.SIG_DFL):
+        store, number, count = next(dist.rendezvous("env://", timeout=to_come))
+        dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=to_answer)
+        store.set_timeout(to_answer)  # NCCL meets through it, at the first exchange
     _STORE.append(store)
     if process_index():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, it stays open
@@ -1165,7 +1158,7 @@ def optimizer(args, parameters):
     options = {"lr": args.lr, "weight_decay": args.weight_decay, "fused": args.device != "cpu"}
     if args.optimizer == "adam":
         return torch.optim.Adam(parameters, **options)
-    kind = LARS if args.optimizer == "lars" else torch.optim.SGD
+    kind = {"sgd": torch.optim.SGD, "lars": LARS}[args.optimizer]
     return kind(parameters, momentum=0.9, **options)
 
 
@@ -1219,8 +1212,11 @@ def epoch_order(seed, epoch, n, device):
 @contextlib.contextmanager
 def on_signals(action):
     """Meanwhile SIGINT and SIGTERM call action(number, frame), or what signal.signal takes."""
-    before = {number: signal.signal(number, action) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {}
     try:
+        with contextlib.suppress(ValueError):  # only the main thread can
+            for number in (signal.SIGINT, signal.SIGTERM):
+                before[number] = signal.signal(number, action)
         yield
     finally:
         for number, handler in before.items():
@@ -1294,6 +1290,8 @@ class Training:
     """A run in progress: networks, optimiser, generators, step, and what has been measured so far."""
 
     def __init__(self, args, data, encoder, projector, loss, modules=()):
+        if data.x_train.shape[2:] != (args.image_size, args.image_size):
+            raise UserError(f"images {tuple(data.x_train.shape)} are not of --image-size {args.image_size}")
         made = training_step(args, encoder, projector, loss, modules)
         self.train_step, self.model, self.optimizer, self.views = made
         self.args = args
@@ -1368,8 +1366,7 @@ class Training:
         self.metrics.append(line)
         self.epoch_loss.zero_()
         if process_index() == 0:
-            with open(path, "a") as file:
-                file.write(json.dumps(line) + "\n")
+            write_lines(path, self.metrics)
         return line
 
     def save(self, path):
@@ -1421,6 +1418,7 @@ def fit(args, data, encoder, projector, loss, name, probe=None, modules=()):
     """
     encoder_end(encoder)  # which it has, or is refused
     run = Training(args, data, encoder, projector, loss, modules)
+    features(encoder, None, data.x_test[:2], ("h",))  # an h, or it is refused
     first = process_index() == 0  # the process that writes, prints and evaluates
     out, config, checkpoint, result = first_process(lambda: open_run(args, name, data))
     if result:
@@ -1450,10 +1448,8 @@ def fit(args, data, encoder, projector, loss, name, probe=None, modules=()):
                 break
     leave_processes()
     stop = stop or (first and signals[-1])  # the last save may have met one
-    if stop and first:
-        complain(f"stopped after step {run.step} of {run.steps}; --resume continues")
     if stop:
-        sys.exit(128 + stop)
+        fail(f"stopped after step {run.step} of {run.steps}; --resume continues", 128 + stop)
     return finish(run, out, config, encoder, projector, probe) if first else None
 
 
@@ -1461,13 +1457,8 @@ def begin(run, out, checkpoint):
     """Draws a run's random numbers from its start, or continues it, and says how long it is."""
     torch.manual_seed(run.args.seed)
     if checkpoint is not None:
-        try:
+        with refusing(f"{out / 'checkpoint.pt'} does not fit, --overwrite starts anew"):
             run.load(checkpoint)
-        except Exception as error:  # whatever the file holds
-            raise UserError(f"{out / 'checkpoint.pt'} does not fit ({brief(error)}): --overwrite") from None
-    if process_index() == 0:
-        with atomic_write(out / "metrics.jsonl") as file:
-            file.write("".join(json.dumps(line) + "\n" for line in run.metrics).encode())
     horizon = decay_horizon(run.args, run.steps)
     text = f"none, for {run.args.optimizer}" if horizon is None else f"{horizon:.3g}"
     print(f"{run.steps} steps, D = {run.model['encoder'].dim}, decay horizon H = {text}")
@@ -1539,7 +1530,10 @@ def features(encoder, projector, x, layers=LAYERS):
     hooks = [module.register_forward_pre_hook(partial(keep, layer)) for layer, module in seen_by.items()]
     parts = []
     for block in x.split(at_once(x)):
-        found["h"] = encoder(inputs(encoder, block))
+        h = found["h"] = encoder(inputs(encoder, block))
+        if not torch.is_tensor(h) or h.ndim != 2:
+            what = tuple(h.shape) if torch.is_tensor(h) else type(h).__name__
+            raise UserError(f"the encoder must give h (B, D), not {what}")
         if projector is not None:
             found["z"] = projector(found["h"])
         parts.append({layer: found[layer] for layer in layers if layer in found})
@@ -1665,14 +1659,10 @@ def covariance(features, normalize=True):
 
 
 def eigenvalues(matrix):
-    """|Eigenvalues| (D,), descending, of a symmetric matrix; on the CPU if the device's solver fails."""
+    """|Eigenvalues| (D,), descending, of a symmetric matrix, on the CPU: solvers of GPUs may fail."""
     if not matrix.isfinite().all():
         raise UserError("features or weights are not finite")
-    try:
-        values = torch.linalg.eigvalsh(matrix)
-    except RuntimeError:  # LinAlgError, or no memory for the solver
-        values = torch.linalg.eigvalsh(matrix.cpu()).to(matrix.device)
-    return values.abs().sort(descending=True).values
+    return torch.linalg.eigvalsh(matrix.cpu()).abs().sort(descending=True).values
 
 
 def covariance_spectrum(features, normalize=True):
@@ -1821,13 +1811,12 @@ def evaluate(encoder, projector, data, frozen=None):
 # ---------------------------------------------------------------------------------------------------- results
 
 
-@contextlib.contextmanager
-def atomic_write(path):
-    """A binary file that becomes `path` when it is whole and on the disk, and never otherwise."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+def write(path, content):
+    """Bytes into a file that becomes `path` when it is whole and on the disk, and never otherwise."""
+    temporary = path.with_name(f"{path.name}.tmp")  # one that a kill left is written anew
     try:
         with open(temporary, "wb") as file:
-            yield file
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -1839,8 +1828,7 @@ def write_tensors(path, content):
     """torch.save, atomically. By way of memory: into a file it makes a full disk a RuntimeError."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    with atomic_write(path) as file:
-        file.write(buffer.getbuffer())
+    write(path, buffer.getbuffer())
 
 
 def write_figure(path, figure):
@@ -1848,24 +1836,25 @@ def write_figure(path, figure):
     image = io.BytesIO()
     figure.savefig(image, format=path.suffix[1:], dpi=150, bbox_inches="tight")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:
-        file.write(image.getbuffer())
+    write(path, image.getbuffer())
 
 
 def write_json(path, content):
     """The one way that a dict is written as JSON: atomically, a line a key, NaN and infinity as null."""
     content = json.loads(json.dumps(content), parse_constant=lambda _: None)
     lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in content.items())
-    with atomic_write(path) as file:
-        file.write(f"{{\n{lines}\n}}\n".encode())
+    write(path, f"{{\n{lines}\n}}\n".encode())
+
+
+def write_lines(path, contents):
+    """A line of JSON for each of the contents, atomically."""
+    write(path, "".join(json.dumps(content) + "\n" for content in contents).encode())
 
 
 def read_json(path):
     """What a JSON file holds; UserError where it is not one."""
-    try:
+    with refusing(f"{path} is not a readable JSON file"):
         return json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not a readable JSON file ({brief(error)})") from None
 
 
 def rounded(tensor):
@@ -1873,7 +1862,6 @@ def rounded(tensor):
     return json.loads(json.dumps(tensor.tolist()), parse_float=lambda text: float(f"{float(text):.6g}"))
 
 
-RUN_FILES = ("result.json", "encoder.pt", "checkpoint.pt", "metrics.jsonl", "config.json")
 NOT_OF_A_RUN = ("out", "resume", "overwrite", "data_dir")  # arguments that do not make it another run
 
 
@@ -1888,7 +1876,7 @@ def run_config(folder):
 
 def run_folder(args, name):
     """--out, or what a run's folder is called without it."""
-    return args.out or Path("runs") / f"{Path(args.dataset).absolute().stem}-{name}-seed{args.seed}"
+    return Path(args.out or f"runs/{Path(args.dataset).absolute().stem}-{name}-seed{args.seed}")
 
 
 def open_run(args, name, data):
@@ -1898,25 +1886,26 @@ def open_run(args, name, data):
     --overwrite.
     """
     out = run_folder(args, name)
-    config = _configuration(args, name) | {"data": _checksum(args, data)}
-    new = config
-    there, temporary = _claim(out)
+    new = _configuration(args, name) | {"data": _checksum(args, data)}
+    there = _claim(out)
+    config = there or new
     if there and not args.overwrite:
-        _require_same_run(out, there, config, args.resume)
-        config = there
+        _require_same_run(out, there, new, args.resume)
     else:
-        for file in RUN_FILES[:-1]:  # a kill from here on leaves config.json, by which the folder is a run's
-            (out / file).unlink(missing_ok=True)
+        config = new
+        for file in ("result.json", "encoder.pt", "checkpoint.pt", "metrics.jsonl"):
+            (out / file).unlink(missing_ok=True)  # a kill leaves config.json, by which the folder is a run's
         write_json(out / "config.json", config)
-    for path in temporary:
-        path.unlink(missing_ok=True)
     if (out / "result.json").exists():
         result = read_json(out / "result.json")
         if not (isinstance(result, dict) and "config" in result):
             raise UserError(f"{out / 'result.json'} is no result: without it --resume evaluates again")
         print(f"{out} is finished")
         return out, config, None, result
-    checkpoint = _checkpoint(out / "checkpoint.pt")
+    checkpoint = None
+    if (out / "checkpoint.pt").exists():
+        with refusing(f"{out / 'checkpoint.pt'} can't be read, --overwrite starts anew"):
+            checkpoint = dict(torch.load(out / "checkpoint.pt", "cpu", weights_only=True))
     if config is there and checkpoint is None:
         note(f"{out} has no checkpoint.pt: its run begins anew")
         config = new
@@ -1942,7 +1931,10 @@ def _configuration(args, name):
     if processes() > 1:
         device = f"{processes()} × {device}"
     versions = {module.__name__: str(module.__version__) for module in (torch, torchvision, np)}
-    origin = {"device": device, "git": _git_commit(), "python": platform.python_version(), **versions}
+    git = f"git -C '{Path(__file__).resolve().parent}' describe --always --dirty --abbrev=40 --exclude='*'"
+    failed, commit = subprocess.getstatusoutput(git)
+    versions |= {"git": None if failed else commit, "python": platform.python_version()}
+    origin = {"device": device, **versions}
     script = Path(sys.argv[0])
     files = [file for file in (script, Path(__file__)) if file.is_file()]  # git knows no script of one's own
     code = f"{zlib.crc32(b''.join(file.read_bytes() for file in files)):08x}"
@@ -1973,7 +1965,7 @@ def _remove(folders):
 
 
 def _claim(out):
-    """Makes and locks the folder. (Configuration of the run in it or None, files that a kill cut short.)"""
+    """Makes and locks the folder. The configuration of the run in it, None of one with nothing to lose."""
     new = _absent(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -1981,26 +1973,21 @@ def _claim(out):
         _remove(new)
         raise UserError(f"--out {out} can't be made ({brief(error)})") from None
     lock(out)
-    entries = set(out.iterdir())
-    temporary = {path for file in RUN_FILES for path in out.glob(f"{file}.*.tmp")}
+    entries = {path.name for path in out.iterdir()}
     there = run_config(out)
-    if entries - temporary and not there:
+    if entries - {"config.json.tmp"} and not there:
         raise UserError(f"{out} is there and holds no run's config.json: choose another folder with --out")
-    # a run that ended before its first checkpoint has nothing to lose
-    kept = {out / file for file in ("checkpoint.pt", "result.json", "encoder.pt")}
-    return (there if kept & entries else None), temporary
+    return there if entries & {"checkpoint.pt", "result.json", "encoder.pt"} else None
 
 
 def _require_same_run(out, there, config, resume):
     def plain(run):
+        given = run["arguments"]
         # cuda:0 and cuda:1 are one kind of device, and a compiler may come or go
-        device = str(run["arguments"].get("device")).split(":")[0]
-        found = run["arguments"] | {"device": device, "compile": None}
-        if "data" in there:  # it tells what lies at a path, as "pretraining" does
-            found["dataset"] = Path(str(found.get("dataset"))).absolute().stem
-        if "pretraining" in found:
-            found["checkpoint"] = None
-        return found
+        found = given | {"device": str(given.get("device")).split(":")[0], "compile": None}
+        # "data" tells what lies at a path, as "pretraining" does
+        found["dataset"] = Path(str(given.get("dataset"))).absolute().stem
+        return found | ({"checkpoint": None} if "pretraining" in given else {})
 
     old, new = plain(there), plain(config)
     facts = [(key, there.get(key, config[key]), config[key]) for key in ("script", "name", "data")]
@@ -2010,18 +1997,6 @@ def _require_same_run(out, there, config, resume):
         what = f"another run, {other}" if other else "this run already"
         advice = "continue it with --resume and its arguments, choose another --out"
         raise UserError(f"{out} holds {what}: {advice}, or --overwrite replaces it")
-
-
-def _checkpoint(path):
-    try:
-        found = torch.load(path, "cpu", weights_only=True) if path.exists() else None
-        if not isinstance(found, dict | None):
-            raise TypeError(f"it holds a {type(found).__name__}")
-        return found
-    except Exception as error:  # whatever the file holds
-        if no_memory(error):
-            raise MemoryError(f"{path}: {brief(error)}") from None
-        raise UserError(f"{path} can't be read ({brief(error)}); --overwrite starts anew") from None
 
 
 _LOCKS = {}  # {folder: a descriptor, open until the process ends}
@@ -2056,13 +2031,6 @@ def unlock(folder):
         os.close(_LOCKS.pop(folder.resolve()))
 
 
-def _git_commit():
-    command = "git describe --always --dirty --abbrev=40 --exclude='*'"
-    here = Path(__file__).resolve().parent
-    done = subprocess.run(command, shell=True, cwd=here, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or None
-
-
 def note(text):
     """Says on stderr, once, what a user should know."""
     if process_index() == 0:
@@ -2092,6 +2060,16 @@ def fail(text, code):
     sys.exit(code)
 
 
+@contextlib.contextmanager
+def refusing(what):
+    """Makes an error a UserError of one line, what and why. A lack of memory stays one."""
+    try:
+        yield
+    except Exception as error:  # a bad file, device, folder has many
+        kind = MemoryError if no_memory(error) else UserError
+        raise kind(f"{what} ({brief(error)})") from None
+
+
 def no_memory(error):
     """Whether an exception says that a GPU, the CPU or cuBLAS has no memory left."""
     told = re.search("out of memory|can't allocate memory|ALLOC_FAILED", str(error))
@@ -2105,7 +2083,8 @@ def run(main):
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the shell
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, it stays open
-        getattr(sys, name).reconfigure(errors="backslashreplace")
+        if isinstance(getattr(sys, name), io.TextIOWrapper):  # not in a notebook
+            getattr(sys, name).reconfigure(errors="backslashreplace")
     script = Path(sys.argv[0]).name
     try:
         main()

@@ -12,10 +12,8 @@ encoder.pt or any torchvision-named ResNet-18, -34 or -50. RUN is a run's folder
 """
 
 import argparse
-import json
 import math
 import os
-import statistics
 import sys
 import time
 import zlib
@@ -111,14 +109,11 @@ def fit(args, data, chosen, encoder):
     begun = (0, 0.0)  # batches of the next epoch that are done, and the sum of their losses
     seconds = 0.0
     if checkpoint is not None:
-        try:
+        with common.refusing(f"{out / 'checkpoint.pt'} does not fit, --overwrite starts anew"):
             for name, part in parts.items():
                 part.load_state_dict(checkpoint[name])
             views.set_state(checkpoint["views"])
             metrics, begun, seconds = (checkpoint[key] for key in ("metrics", "begun", "seconds"))
-        except Exception as error:  # whatever the file holds
-            where = out / "checkpoint.pt"
-            raise common.UserError(f"{where} does not fit ({common.brief(error)}): --overwrite") from None
 
     started = time.perf_counter() - seconds
     last_save = time.perf_counter()
@@ -151,8 +146,7 @@ def fit(args, data, chosen, encoder):
                 )
             metrics.append({"epoch": epoch + 1, "loss": loss, "seconds": time.perf_counter() - started})
             begun = (0, 0.0)
-            with common.atomic_write(out / "metrics.jsonl") as file:
-                file.write("".join(json.dumps(line) + "\n" for line in metrics).encode())
+            common.write_lines(out / "metrics.jsonl", metrics)
             save(begun)
         if signals[-1]:
             sys.exit(128 + signals[-1])
@@ -173,32 +167,21 @@ def run_name(args):
 def parser():
     """The command line's arguments."""
     found = common.Parser(__doc__)
-    found.set_defaults(train_size=None, compile=False, skip_broken=False, warmup_epochs=0)  # for prepare
+    found.set_defaults(train_size=None, compile=False, warmup_epochs=0)  # for prepare
     number = common.number
     add = found.add_argument_group("encoder").add_argument
     add("checkpoint", nargs="?", help="its weights: encoder.pt of a run, or a ResNet's from elsewhere")
     add("--scratch", action="store_true", help="the same encoder with weights drawn anew")
     add("--freeze", action="store_true", help="train the linear layer only, BatchNorm statistics stay")
-    add = found.add_argument_group("data").add_argument
-    add("--dataset", default="cifar10", help="cifar10, cifar100, stl10, shapes, .npz, folder (cifar10)")
-    add("--data-dir", type=os.path.expanduser, default="data", help="of named sets, downloaded once (data)")
-    add("--image-size", type=number(int, 8, 4096), help="pixels; a folder needs it, an MLP has its own")
-    add("--labels", type=number(float, 1e-9, 1), help="share of them, class-balanced (0.01; --freeze 1)")
+    data, run = common.shared_arguments(found)
+    data("--labels", type=number(float, 1e-9, 1), help="share of them, class-balanced (0.01; --freeze 1)")
     add = found.add_argument_group("optimisation: SGD, momentum 0.9, cosine to 0 (Barlow Twins)").add_argument
     add("--epochs", type=number(int, 1), help="(20; --freeze 100)")
     add("--batch-size", type=number(int, 4), default=256, help="images at most, no more than there are (256)")
     add("--lr", type=number(float, 1e-12), help="of the linear layer (0.5; --freeze 0.3; --scratch as below)")
     add("--lr-encoder", type=number(float, 1e-12), help="(0.002; --scratch 0.06 batch/128)")
     add("--weight-decay", type=number(float, 0), help="(0; --freeze 1e-6)")
-    add("--seed", type=number(int, 0, 2**31), default=0, help="of labels, weights, order and views (0)")
-    add = found.add_argument_group("run").add_argument
-    add("--device", help="cpu, cuda, cuda:1 … (cuda where there is one)")
-    add("--precision", choices=("bf16", "float32"), help="(bf16 on cuda from 8.0 on, else float32)")
-    add("--out", type=Path, help="the run's folder (runs/<dataset>-<kind>-<labels>-seed<seed>)")
-    add("--table", metavar="SCALE", help="print SparseHead table 2 as measured at this scale instead")
-    add = found.add_mutually_exclusive_group().add_argument
-    add("--resume", action="store_true", help="continue the folder's run; start it where there is none")
-    add("--overwrite", action="store_true", help="replace the folder's run")
+    run("--table", metavar="SCALE", help="print SparseHead table 2 as measured at this scale instead")
     return found
 
 
@@ -215,6 +198,7 @@ def resolve(args):
 
 def table(scale):
     """Prints SparseHead table 2 from results-finetune/<scale>, a line a row and data set."""
+    import report
     import rows
 
     if scale not in rows.SCALES:
@@ -229,9 +213,7 @@ def table(scale):
             cells = ""
             for metric in ("top1", "top5"):
                 values = [run[metric] for run in runs if isinstance(run.get(metric), float)]
-                spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-                text = f"{statistics.mean(values):.1f}{spread} ({len(values)})" if values else "–"
-                cells += f"{text:>18}"
+                cells += f"{report.mean_std(values):>18}"
             paper = " ".join(map(str, row.paper.values()))
             print(f"{folder.name:12}{row.name:24}{row.label:34}{cells}  {paper}")
 

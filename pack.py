@@ -35,11 +35,9 @@ def pack(path, size, skip_broken=False):
     for split, images in splits(path).items():
         listing = digest(images)
         if not (folder / f"{split}.npy").exists():
-            try:
+            advice = "a folder of your own with links to its train and val will do"
+            with common.refusing(f"{folder} can't be made: {advice}"):
                 folder.mkdir(exist_ok=True)
-            except OSError as error:
-                advice = "a folder of your own with links to its train and val will do"
-                raise common.UserError(f"{folder} can't be made ({common.brief(error)}): {advice}") from None
             common.lock(folder, wait=True)  # before it is read what there is: another may just have ended
         note_file = folder / f"{split}.json"
         note = common.read_json(note_file) if note_file.exists() else {}
@@ -79,14 +77,9 @@ def load(path, size):
         if skipped:
             kept = [sample for sample in kept if os.path.relpath(sample[0], path) not in skipped]
         labels = [parts["train"].class_to_idx[images.classes[label]] for _, label in kept]
-        try:
+        with common.refusing(f"{folder / split}.npy is damaged or can't be mapped: {ANEW}"):
             # only to be read: a mapping that may be written counts as memory, and there may be less
             x = np.lib.format.open_memmap(folder / f"{split}.npy", mode="r")
-        except OSError as error:
-            raise common.UserError(f"{folder / split}.npy can't be mapped ({common.brief(error)})") from None
-        except Exception as error:  # a damaged file has many
-            what = common.brief(error)
-            raise common.UserError(f"{folder / split}.npy is damaged ({what}): {ANEW}") from None
         if x.dtype != np.uint8 or x.shape != (len(kept), 3, size, size):
             raise common.UserError(f"{folder / split}.npy holds {x.dtype} {x.shape}, not its images: {ANEW}")
         found += [torch.from_numpy(x), torch.tensor(labels)]
@@ -95,11 +88,8 @@ def load(path, size):
 
 def splits(path):
     """{"train": ImageFolder, "val": ImageFolder}; UserError unless every class of val is one of train."""
-    try:
+    with common.refusing(f"{path} must hold train/<class>/* and val/<class>/*"):
         found = {split: ImageFolder(str(path / split)) for split in ("train", "val")}
-    except OSError as error:
-        what = common.brief(error)
-        raise common.UserError(f"{path} must hold train/<class>/* and val/<class>/* ({what})") from None
     if unknown := set(found["val"].classes) - set(found["train"].classes):
         raise common.UserError(f"{path}/val has the class {min(unknown)!r}, which {path}/train does not have")
     common.require_two(path, *found.values())

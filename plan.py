@@ -356,8 +356,7 @@ def keep(run):
     if run.encoder and state(run._replace(encoder=False)) == "":
         return
     run.result.parent.mkdir(parents=True, exist_ok=True)
-    with common.atomic_write(run.result) as file:
-        file.write((run.folder / "result.json").read_bytes())
+    common.write(run.result, (run.folder / "result.json").read_bytes())
 
 
 # ---------------------------------------------------------------------------------------------- command line

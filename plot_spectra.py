@@ -326,16 +326,15 @@ def draw_sweep(results, scale, datasets, _):
     for axis, dataset in zip(axes[0], datasets):
         points = []
         for row in SWEEP:
-            runs = [
-                run for run in results.of(scale, dataset, row).values() if row == SWEEP[-1] or run.get("dim")
-            ]
+            runs = list(results.of(scale, dataset, row).values())
             if not runs:
                 continue
             dim = len(runs[0]["spectra"]["h"])
             y = [run["linear_top1"] for run in runs]
             points.append((runs[0].get("dim", dim) / dim, np.mean(y), np.std(y, ddof=len(y) > 1)))
         axis.errorbar(*zip(*sorted(points)), fmt="o-", capsize=3)
-        axis.set(xlabel=r"$d_0 / D$ (1: noproj)", xscale="log", title=title(dataset))
+        sizes = f"{len(points)} of {len(SWEEP)} sizes"
+        axis.set(xlabel=r"$d_0 / D$ (1: noproj)", xscale="log", title=f"{title(dataset)}, {sizes}")
     axes[0, 0].set_ylabel("linear probe, %, mean ± std")
     return figure
 
@@ -361,10 +360,11 @@ def draw_history(results, scale, datasets, _):
                 continue
             (usual, _), *_ = Counter(tuple(epochs) for epochs, *_ in found).most_common()
             found = [one for one in found if tuple(one[0]) == usual]  # others were evaluated at other times
-            style = {"linewidth": 2 if row in QUESTION else 0.8, "label": f"{row} (n = {len(found)})"}
+            style = LOOKS[i] | {"color": f"C{i // 3}", "linestyle": STYLES[i % 3]}  # a base, a penalty
+            style |= {"linewidth": 2 if row in QUESTION else 0.8, "label": f"{row} (n = {len(found)})"}
             _, (x, *_), *curves = zip(*found)
             for axis, curve in zip(line, curves):
-                axis.plot(x, np.mean(curve, 0), **style, **LOOKS[i])
+                axis.plot(x, np.mean(curve, 0), **style)
         for axis, name in zip(line, (RANK, "dead coordinates of h")):
             axis.set(xlabel=HORIZON, ylabel=name, title=title(dataset))
         line[1].set_ylim(0, max(1, line[1].get_ylim()[1]))  # there may be none
@@ -434,7 +434,7 @@ def draw_accuracy(results):
             runs = results.of(scale, dataset, row).values()
             x = [measure(run, "rank_1e-3") for run in runs]
             y = [run["knn200"] for run in runs]
-            axis.plot(x, y, MARKERS[i], fillstyle="none", color=f"C{i % 10}", label=row)
+            axis.plot(x, y, MARKERS[i], fillstyle="none", color=f"C{i // 3}", label=row)
         runs = [run for row in METHODS for run in results.of(scale, dataset, row).values()]
         axis.set(xlabel=RANK)
         axis.set_title(f"{scale}, {title(dataset)}\n{size_and_horizon(runs)}", fontsize=10)
@@ -458,32 +458,22 @@ FIGURES |= {
 
 # ------------------------------------------------------------------------------------------- the command line
 
-NEEDED = [("config", "name"), ("config", "arguments", "seed")]
-NEEDED += product(("rankme", "spectra", "covariance"), "hz")
+NEEDED = [*product(("rankme", "spectra", "covariance"), "hz")]
 NEEDED += product(["row_norms"], ("bare", "folded", "variance"))
 
 
 def read(path, args):
-    """(label, what result.json holds of a layer's statistics) of a run or a checkpoint."""
+    """What result.json holds of a run's, or a checkpoint's, layers."""
     if path.is_file() and path.suffix != ".json":
         if not args.dataset:
             raise common.UserError(f"{path} is a checkpoint: --dataset must name images for its spectrum")
         encoder, found = common.load_encoder(path, args.image_size)
         data = common.load_dataset(args.dataset, args.data_dir, found["image_size"])
-        return str(path.with_suffix("")), common.layer_statistics(encoder, None, data.x_test)
+        return common.layer_statistics(encoder, None, data.x_test)
     result = common.read_json(path / "result.json" if path.is_dir() else path)
     if any(attempt(get, result, *keys) in (None, []) for keys in NEEDED):
         raise common.UserError(f"{path} is not the result of a finished run")
-    return f"{result['config']['name']}, seed {result['config']['arguments']['seed']}", result
-
-
-def distinct(runs):
-    """The runs, those of the same row and seed labelled with the arguments in which they differ."""
-    given = [result.get("config", {}).get("arguments", {}) for _, result in runs]
-    for (label, result), own in zip(runs, given):
-        alike = [other for (name, _), other in zip(runs, given) if name == label]
-        differing = [key for key in own if any(other.get(key) != own[key] for other in alike)]
-        yield label + "".join(f", {key} {own[key]}" for key in differing), result
+    return result
 
 
 def table(runs):
@@ -530,16 +520,14 @@ def main():
         raise common.UserError("none of these runs is finished: continue them with --resume")
     if unfinished:
         print("left out, not finished:", *unfinished, file=sys.stderr)
-    runs = list(distinct([read(path, args) for path in args.runs if path not in unfinished]))
+    runs = [(str(path), read(path, args)) for path in args.runs if path not in unfinished]
     for label, result in runs:
         if not args.norms and not result["spectra"].get(args.layer):
             raise common.UserError(f"{label} has no layer {args.layer}")
-    try:
+    with common.refusing("these results can't be drawn"):
         figure = draw(runs, args)
         lines = list(table(runs))
-        common.write_figure(args.out, figure)
-    except common.ODD as error:
-        raise common.UserError(f"these results can't be drawn ({common.brief(error)})") from None
+    common.write_figure(args.out, figure)
     print(*lines, args.out, sep="\n")
 
 

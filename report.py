@@ -281,9 +281,11 @@ def against_collapse(results, scale, dataset, row, statistic):
         return "nothing to prevent"
     if gained == "refuted":
         return "makes collapse worse"
-    if kept == "refuted":
-        return "lessens collapse" if gained == "shown" else "does not prevent collapse"
-    return "prevents collapse" if kept == "shown" else "undecided"
+    if kept == "shown":
+        return "prevents collapse"
+    if gained == "shown":
+        return "lessens collapse"
+    return "does not prevent collapse" if kept == "refuted" else "undecided"
 
 
 def effect(results, scale, dataset, row, statistic):
@@ -305,15 +307,13 @@ def last_weight(runs, *place):
     return "–".join(dict.fromkeys(f"{value:.2g}" for value in (min(values), max(values))))
 
 
-def in_words(results, place, row):
-    """What a row does at a (scale, data set), as a line of a list; another rank's word where it differs."""
-    words = {x: effect(results, *place, row, x) for x in ASKED}
+def in_words(row, values, words):
+    """What a row does, as a line of a list; another rank's word where it differs."""
     others = [f"at {x[5:]} σ₁: {words[x][0]}" for x in THRESHOLDS if words[x] != words["rank_1e-3"]]
     told = []
-    for statistic, name in SPOKEN.items():
-        value = np.mean([measure(run, statistic) for run in results.of(*place, row).values()])
-        said = [", ".join(filter(None, words[statistic])), *(others if statistic in THRESHOLDS else ())]
-        told.append(f"{name} {value:.1f} ({'; '.join(said)})")
+    for x, name in SPOKEN.items():
+        said = [", ".join(filter(None, words[x])), *(others if x in THRESHOLDS else ())]
+        told.append(f"{name} {np.mean(values[x]):.1f} ({'; '.join(said)})")
     return f"- *{SIDES[row].capitalize()}:* {', '.join(told)}"
 
 
@@ -323,30 +323,25 @@ def answer(results, *place):
     if not sides:
         return
     runs = {row: list(results.of(*place, row).values()) for row in ("noproj", *sides)}
+    values = {row: {x: [measure(run, x) for run in runs[row]] for x in ASKED} for row in runs}
+    words = {row: {x: effect(results, *place, row, x) for x in ASKED} for row in sides}
+    starts = {x: [plot.attempt(measure, run, x, "h", True) for run in runs["noproj"]] for x in ASKED}
+    starts = {x: [] if None in found else found for x, found in starts.items()}
     of = len(runs["noproj"][0]["spectra"]["h"])
-    neither = [
-        f"{name} {np.mean([measure(run, x) for run in runs['noproj']]):.1f}" for x, name in SPOKEN.items()
-    ]
-    starts = [plot.attempt(measure, run, "rank_1e-3", "h", True) for run in runs["noproj"]]
-    neither[0] += "" if None in starts else f" (at the start {np.mean(starts):.1f})"
+    neither = [f"{name} {np.mean(values['noproj'][x]):.1f}" for x, name in SPOKEN.items()]
+    start = starts["rank_1e-3"]
+    neither[0] += f" (at the start {np.mean(start):.1f})" if start else ""
     yield f"**`{place[0]}`, {title(place[1])}** ({rows.SCALES[place[0]].meaning})"
-    text = (
-        f"With neither projector nor penalty training ends at: {', '.join(neither)}. h has {of} dimensions."
-    )
-    yield "\n".join([text, "", *(in_words(results, place, row) for row in sides)])
+    said = ", ".join(neither)
+    text = f"With neither projector nor penalty training ends at: {said}. h has {of} dimensions."
+    yield "\n".join([text, "", *(in_words(row, values[row], words[row]) for row in sides)])
     lines = []
-    for statistic, name in ASKED.items():
-        starts = [plot.attempt(measure, run, statistic, "h", True) for run in runs["noproj"]]
-        line = [name, mean_std([] if None in starts else starts)]
-        for row, of_row in runs.items():
-            said = effect(results, *place, row, statistic) if row in sides else ()
-            cell = [mean_std([measure(run, statistic) for run in of_row]), *said]
-            line.append(", ".join(filter(None, cell)))
-        lines.append(line)
+    for x, name in ASKED.items():
+        cells = [(mean_std(values[row][x]), *(words[row][x] if row in words else ())) for row in runs]
+        lines.append([name, mean_std(starts[x]), *(", ".join(filter(None, cell)) for cell in cells)])
     ends = [(runs["noproj"], "start"), *([of_row] for of_row in runs.values())]
-    lines.append(
-        ["σ₁ of the encoder's last weight", *(plot.attempt(last_weight, *end) or "–" for end in ends)]
-    )
+    last = [plot.attempt(last_weight, *end) or "–" for end in ends]
+    lines.append(["σ₁ of the encoder's last weight", *last])
     yield markdown((f"of {of} dimensions", "at the start", "neither", *(SIDES[row] for row in sides)), lines)
 
 
@@ -373,7 +368,7 @@ def opening(results):
         yield f"So it is **undecided**: `{UNDECIDED}` is over before anything can collapse."
     yield "**What the papers claim of trained networks** (all: [below](#claims))"
     yield "\n".join(decided(results))
-    if "paper" not in results.scales():
+    if len(results.together("paper", "cifar10", ("noproj", *SIDES))) < LEAST:
         yield "**Open** until a GPU runs `paper`: whether it is so at the papers' width, epochs and accuracy."
 
 
@@ -450,7 +445,10 @@ def scale_paragraphs(results, scale, figures):
             yield f"### {heading}, {title(dataset)}"
             yield markdown(header, [[f"`{name}`", *line] for name, *line in body])
             runs = results.all(scale, dataset, {rows.run_of(row.name) for row in lines})
-            ways = [f"{n} × {way}." for way, n in sorted(Counter(map(setting, runs)).items())]
+            ways = [
+                f"{n} {'run' if n == 1 else 'runs'} on {way}."
+                for way, n in sorted(Counter(map(setting, runs)).items())
+            ]
             command = [f"`make {table} SCALE={scale} DATASETS={dataset}`."] if table else []
             yield " ".join(command + ways)
         if table == "clock" and datasets:
@@ -490,7 +488,7 @@ def paper_difference(part, datasets):
         found.append([printed(name, dataset, metric) for name, metric in zip(pair, part.metrics)])
     whole = [both for both in found if both and None not in both]
     gaps = [first[0] - last[0] for first, last in whole]
-    return (np.mean(gaps) if gaps else None), {first[1] for first, _ in whole}
+    return (np.mean(gaps) if len(gaps) == len(found) else None), {first[1] for first, _ in whole}
 
 
 def claims_table(results, figures):
@@ -594,8 +592,8 @@ def drawable(results, scale):
     return found | ({"forest": (draw_forest, [])} if differences(results, scale) else {})
 
 
-def draw(results, folder):
-    """Every figure that the results allow, into a folder of figures."""
+def draw(results):
+    """{path in figures/, without suffix: figure} of all that the results allow."""
     figures = {"accuracy-rank": plot.draw_accuracy(results)} if plot.places(results) else {}
     for scale in results.scales():
         for name, (function, datasets) in drawable(results, scale).items():
@@ -603,9 +601,7 @@ def draw(results, folder):
             runs = [run for dataset in datasets for run in results.all(scale, dataset, plot.FIGURES[name][1])]
             figure.suptitle(f"{figure.get_suptitle()} [{plot.size_and_horizon(runs)}]".removesuffix(" []"))
             figures[f"{scale}/{name}"] = figure
-    for name, figure in figures.items():
-        common.write_figure(folder / f"{name}.png", figure)
-        print(folder / f"{name}.png")
+    return figures
 
 
 def show(results, table, scales):
@@ -636,23 +632,22 @@ def main():
     if not args.results.is_dir():
         raise common.UserError(f"--results {args.results} is no folder")
     results = Results(args.results)
-    try:
+    figures = {}
+    with common.refusing(f"{args.results} holds what can't be told or drawn"):  # deeper than `check` looks
         if args.figures:
-            draw(results, args.out.parent / "figures")
+            figures = draw(results)
         elif args.table:
             show(results, args.table, [args.scale] if args.scale else results.scales())
         else:
-            paragraphs = page(results, {scale: drawable(results, scale) for scale in results.scales()})
-            text = "\n\n".join(paragraphs).encode(errors="backslashreplace") + b"\n"
-            args.out.parent.mkdir(parents=True, exist_ok=True)
-            with common.atomic_write(args.out) as file:
-                file.write(text)
-            print(args.out)
-    except common.UserError:
-        raise
-    except common.ODD as error:  # deeper in a result than `check` looks
-        what = f"{type(error).__name__}: {common.brief(error)}"
-        raise common.UserError(f"{args.results} holds what can't be told or drawn ({what})") from error
+            found = {scale: drawable(results, scale) for scale in results.scales()}
+            text = "\n\n".join(page(results, found)).encode(errors="backslashreplace") + b"\n"
+    for name, figure in figures.items():
+        common.write_figure(args.out.parent / "figures" / f"{name}.png", figure)
+        print(args.out.parent / "figures" / f"{name}.png")
+    if not args.figures and not args.table:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        common.write(args.out, text)
+        print(args.out)
     for problem in results.problems:
         print(f"report.py: left out: {problem}", file=sys.stderr)
     sys.exit(1 if results.problems else 0)

@@ -63,6 +63,8 @@ def matrix_projector(kind, dim, rank=None):
     u, v = (nn.init.orthogonal_(torch.empty(dim, dim)) for _ in range(2))
     if kind == "lowrank":
         return Product(u * kept @ v.T)
+    if kind != "orthogonal":
+        raise common.UserError(f"projector {kind!r} is none of {', '.join(PROJECTORS)}")
     return nn.utils.parametrizations.orthogonal(Product(u, trained=True), orthogonal_map="matrix_exp")
 
 

@@ -165,6 +165,12 @@ def test_a_penalty_reaches_its_weights_and_no_bias_batchnorm_or_other_weight(lin
     assert reached == {f"{name}.weight" for name in expected} and len(EVERY) == 20
 
 
+def test_the_layer_of_an_encoder_of_ones_own_is_named(capsys):
+    args, _ = make("--reg lastlayer --no-projector")
+    common.regularizer(args, nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.ReLU()), nn.Identity())
+    assert "--reg lastlayer acts on 1, the last weight" in capsys.readouterr().err
+
+
 def test_lastlayer_bn_adds_the_distance_of_scale_and_shift_from_their_start():
     args, encoder = make("--reg lastlayer-bn --reg-weight 3 --no-projector")
     penalty = common.regularizer(args, encoder, nn.Identity())

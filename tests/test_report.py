@@ -176,7 +176,7 @@ def test_a_rank_deficient_weight_without_dead_coordinates_refutes_proposition_1(
     result["start"] = {"spectra": {"h": [1.0] * D}}
     assert claims.lost(result) == pytest.approx(100 * (D - 5) / D)
     assert claims.vanished_rows("bare", result) == 0 and np.isnan(claims.dead_rows("bare", result))
-    assert plot.attempt(claims.vanished_rows, "folded", result) is None  # there is no BatchNorm
+    assert np.isnan(claims.vanished_rows("folded", result))  # there is no BatchNorm
     part = next(part for part in claims.CLAIM_PARTS if part.claim == "C11" and "lost" in part.text)
     assert claims.outcome(part, claims.estimate([0.0, 0.01, 0.02])) == "refuted"
     result["start"]["spectra"]["h"] = [1.0] * (D - 29) + [1e-9] * 29  # the rank was 35, and fell by 30
@@ -263,7 +263,9 @@ def test_a_table_has_mean_std_number_of_seeds_paper_time_and_device(write, page,
     assert lines["`simclr`"][2] == ["SimCLR, 2-layer MLP projector", *cells]
     assert lines["`simclr`"][0][1:4] == ["84.5 ± 0.7 (2)", "86.1", "-1.6"]  # at the papers' scale alone
     assert lines["`cs-werank`"][1] == ["... + WERank", "–", "85.0", *["–"] * 7]
-    assert "3 × all images, width 64, 50 epochs, batch 128, D = 64, H = 2.90; H100, torch 2.11.0+" in text
+    assert (
+        "3 runs on all images, width 64, 50 epochs, batch 128, D = 64, H = 2.90; H100, torch 2.11.0+" in text
+    )
     done = script("report.py", "--table", "table2", "--scale", "short")
     assert re.search(r"simclr  .*81.3 ± 1.5 \(3\)  86.1", done.out) and "± 0.7" not in done.out
     assert "84.5 ± 0.7 (2)" in script("report.py", "--table", "table2").out
@@ -362,10 +364,17 @@ def test_an_h_that_is_0_for_every_image_has_fallen(recwarn):
 
 def test_numbers_of_imagenet_are_named_and_not_subtracted(write, page):
     write("paper", {row: [60.0, 61.0, 62.0] for row in ("directclr", "simclr-linear")})
-    _, lines, _ = page()
+    text, lines, _ = page()
+    assert "**Open** until" in text  # of the question's rows there is none
     assert lines["`directclr`"][1][1:5] == ["62.0 ± 1.0 (3)", "62.7", "56.0 ± 1.0 (3)", "47.9"]
     assert lines["linear: directclr > simclr-linear"][0][3] == "+1.60 (ImageNet)"
     assert lines["linear: directclr > its z"][0][1:4] == ["+6.00 [+6.00, +6.00]", "3", "+14.80 (ImageNet)"]
+
+
+def test_what_no_paper_prints_is_not_left_out_of_its_mean():
+    part = next(part for part in claims.CLAIM_PARTS if part.claim == "C13")
+    assert report.paper_difference(part, ["cifar10"])[0] == pytest.approx((0.2 + 0.6 + 0.3 + 0.8) / 4)
+    assert report.paper_difference(part, ["cifar10", "imagenet100"])[0] is None
 
 
 HERE = "short/cifar10/simclr/seed0.json"
@@ -473,6 +482,15 @@ def test_the_page_opens_with_answers(write, page, full, bare, by_rank, by_dead, 
     assert ("`mini` is over before" in opening) == (scale == "mini")
 
 
+def test_fewer_lost_dimensions_are_less_collapse_where_none_are_too_many(monkeypatch, tmp_path):
+    outcomes = iter(
+        ["shown", "undecided, as claimed", "shown"]
+    )  # neither fell; the row did or not; it has more
+    monkeypatch.setattr(claims, "outcome", lambda *_: next(outcomes))
+    said = report.against_collapse(report.Results(tmp_path), "short", "cifar10", "simclr", "dead")
+    assert said == "lessens collapse"
+
+
 def test_the_answer_judges_the_rank_at_each_threshold(write, page):
     steps = [1.0] * 10 + [5e-3] * 20 + [1e-4] * 25 + [1e-7] * 9
     start = {"spectra": layers([1.0] * D)}
@@ -576,4 +594,5 @@ def test_committed_results_are_small_and_rounded():
         content = common.read_json(path)
         for found in content["spectra"].values():
             assert all(value == float(f"{value:.6g}") for value in found or ())
-        assert path.stat().st_size < 200_000 and "dirty" not in (content["config"]["git"] or ""), path
+        limit = 350_000 if "barlow" in str(path) else 200_000  # whose z has 2,048 dimensions
+        assert path.stat().st_size < limit and "dirty" not in (content["config"]["git"] or ""), path

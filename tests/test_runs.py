@@ -71,8 +71,8 @@ ENDS = [  # what happens at which call of a function; exit code, step of the che
     ("simclr.py", "info_nce", 5, INTERRUPT, 130, 5, "step 5 of 6"),
     ("simclr.py", "write_tensors", 2, INTERRUPT, 130, 6, "step 6 of 6"),  # as the last checkpoint is written
     ("simclr.py", "linear_probe", 1, TERMINATE, 143, 6, ""),
-    ("simclr.py", "os.replace", 3, KILL, -9, None, ""),  # as a checkpoint is about to take its name
-    ("simclr.py", "os.fsync", 4, HALF_WRITTEN, -9, 1, ""),
+    ("simclr.py", "os.replace", 2, KILL, -9, None, ""),  # as a checkpoint is about to take its name
+    ("simclr.py", "os.fsync", 5, HALF_WRITTEN, -9, 1, ""),
     ("simclr.py", "info_nce", 5, NAN, 1, 1, "not finite"),
     ("simclr.py", "info_nce", 5, MEMORY, 1, 1, "a smaller --batch-size or --width"),
     ("simclr.py --no-projector --reg lastlayer --optimizer adam", *STEP),
@@ -127,6 +127,10 @@ def test_closed_streams_are_no_error_and_full_ones_a_line(streams, code, lines, 
     done = subprocess.run(["sh", "-c", command], cwd=tmp_path, check=False, stderr=subprocess.PIPE, text=True)
     assert done.returncode == code and done.stderr.count("error") == lines, done.stderr
     assert "Traceback" not in done.stderr and "ignored" not in done.stderr
+
+
+def test_streams_of_a_notebook_are_no_error(start):
+    assert start("simclr.py --epochs 1", "import io\nsys.stdout = io.StringIO()").returncode == 0
 
 
 def test_a_full_disk_is_one_line(tmp_path, start):
@@ -393,7 +397,11 @@ CALLS += [partial(common.Augment(8), x) for x in IMAGES]
 CALLS += [partial(common.resnet, *bad) for bad in (("vgg",), ("resnet18", "vgg"), ("resnet18", "cifar", 0))]
 CALLS += [partial(common.projector, *bad) for bad in (("resnet", 16), ("mlp", 16, 0), ("linear", 16, 16, 0))]
 CALLS += [partial(simclr.matrix_projector, "lowrank", 16, rank) for rank in (0, 17)]
+CALLS += [partial(simclr.matrix_projector, "other", 16)]
 CALLS += [partial(common.encoder_end, torch.nn.Flatten())]
+CALLS += [partial(common.features, torch.nn.Conv2d(3, 4, 3), None, IMAGES[1].transpose(1, 3))]  # no (B, D)
+OTHER_SIZE = (SimpleNamespace(image_size=16), SimpleNamespace(x_train=IMAGES[0]))
+CALLS += [partial(common.Training, *OTHER_SIZE, None, None, None)]
 CALLS += [partial(f, *bad) for f in (common.knn_accuracy, common.linear_probe) for bad in FEATURES]
 
 
@@ -469,7 +477,7 @@ def test_checkpoints_from_elsewhere_are_read_under_every_usual_name(whole, scrip
         "state.pth": (r34, {"state_dict": prefixed("module.", r34)}),
         "model.pth": (r50, {"model": prefixed("module.backbone.", r50), "epoch": 3}),
         "encoder.pth": (r50, {"state_dict": prefixed("encoder.", r50) | {"head.weight": torch.ones(2)}}),
-        "prefix.pt": (r34, prefixed("backbone.", r34)),
+        "prefix.pt": (r34, prefixed("_orig_mod.backbone.", r34)),
         "moco.pth": (r50, {"state_dict": prefixed("module.encoder_q.", r50)}),
         "mlp.pt": (mlp, prefixed("module.", mlp)),
     }

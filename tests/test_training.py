@@ -2,6 +2,7 @@
 
 import importlib
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import common
 import pytest
@@ -59,6 +60,11 @@ def test_training_equals_a_plain_loop_on_the_same_batches(run, kind, options):
     for (name, ours), theirs in zip(encoder.named_parameters(), plain.parameters()):
         assert torch.allclose(ours, theirs, atol=1e-6), name
     assert not torch.allclose(encoder.conv1.weight, before["conv1.weight"], atol=1e-3)
+
+
+def test_fit_runs_in_any_thread(run):
+    with ThreadPoolExecutor(1) as pool:
+        assert len(pool.submit(run).result()[0]) == 9
 
 
 def test_an_epoch_shows_every_image_once_in_an_order_of_its_own_and_drops_the_rest(run, tiny):
