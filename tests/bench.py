@@ -1,14 +1,12 @@
 """Times what the README claims: make bench prints one table and writes results/bench-<device>.json.
 
-    python tests/bench.py                                  on CIFAR-10 in data/, else on random images
-    python tests/bench.py --only augment,knn --rounds 15   some of it, more often
+    python tests/bench.py                                   on CIFAR-10 in data/, else on random images
+    python tests/bench.py --only augment step --rounds 15   some of it, more often
 
-What is compared is measured by turns in one process on the same number of threads; numbers are medians. Peers
-(lightly) are timed where they are installed, else a loop written as theirs is. Rows that need a CUDA device
-say so where there is none.
+What is compared is measured by turns in one process on the same number of threads; numbers are medians. Rows
+that need a CUDA device say so where there is none.
 """
 
-import contextlib
 import datetime
 import itertools
 import os
@@ -38,6 +36,7 @@ VIEW += [vision.RandomApply([vision.ColorJitter(0.4, 0.4, 0.4, 0.1)], 0.8), visi
 SCALE = [vision.ToDtype(torch.float32, True), vision.Normalize(common.IMAGENET_MEAN, common.IMAGENET_STD)]
 PIL_PIPELINE = vision.Compose([*VIEW, vision.ToImage(), *SCALE])  # as lightly and dkobak compose it
 TENSOR_PIPELINE = vision.Compose([*VIEW, *SCALE])
+PENALTIES = {"lastlayer": common.lastlayer_penalty, "werank": common.werank_penalty}
 
 
 def seconds(function, repeat=1):
@@ -66,11 +65,6 @@ def images(args, count):
     return torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8)
 
 
-def pil(x):
-    """The images as Pillow's."""
-    return [Image.fromarray(image.permute(1, 2, 0).cpu().numpy()) for image in x]
-
-
 def two_views(pipeline, batch):
     """The two views of a batch that a pipeline makes image by image."""
     return [torch.stack([pipeline(image) for image in batch]) for _ in range(2)]
@@ -84,10 +78,7 @@ def simclr(x, width, batch, reg="none", arch="resnet18", compiled=CUDA):
     encoder = common.make_encoder(args)
     projector = common.projector("none", encoder.dim)
     penalty = common.regularizer(args, encoder, projector)
-
-    def loss(x1, x2):
-        return common.info_nce(*common.embed(encoder, projector, x1, x2)) + penalty()
-
+    loss = lambda x1, x2: common.info_nce(*common.embed(encoder, projector, x1, x2)) + penalty()
     step = common.training_step(args, encoder, projector, loss)[0]
     order = itertools.cycle(torch.randperm(len(x), device=x.device).split(batch)[: len(x) // batch])
     return lambda: step(x[next(order)])
@@ -108,26 +99,20 @@ def plain(width, views):
 
 
 def bench_augment(args):
-    """Augment against torchvision v2 and lightly, both image by image from PIL, on one thread."""
+    """Augment against torchvision v2, image by image from PIL, on one thread."""
     x = images(args, 256)
-    pictures = pil(x[:128])
     eager, compiled = common.Augment(32), common.Augment(32)
     compiled.compile()
+    pictures = [Image.fromarray(image) for image in x[:128].permute(0, 2, 3, 1).numpy()]
     ways = {"pil": partial(two_views, PIL_PIPELINE, pictures), "eager": partial(eager, x)}
     ways["compiled"] = partial(compiled, x)
-    with contextlib.suppress(ImportError):
-        from lightly.transforms import SimCLRTransform
-
-        recipe = SimCLRTransform(input_size=32, cj_strength=0.5, gaussian_blur=0.0)  # two views of each
-        ways["lightly"] = lambda: [recipe(picture) for picture in pictures]
     count = torch.get_num_threads()
     torch.set_num_threads(1)
     took = by_turns(ways, args.rounds, warm=30)
     torch.set_num_threads(count)
-    goals = {"eager": 8, "compiled": 12, "lightly": None}
-    for name in [name for name in goals if name in took]:
+    for name, goal in (("eager", 8), ("compiled", 12)):
         what = f"views a second, {name}: times torchvision's per image"
-        yield f"views-{name}-ratio", what, took["pil"] / took[name], "x", goals[name]
+        yield f"views-{name}-ratio", what, took["pil"] / took[name], "x", goal
     yield "views-eager-per-second", "views a second, eager, one thread", 256 / took["eager"], "images/s", None
 
 
@@ -144,9 +129,6 @@ def bench_step(args):
     yield "step-ratio-plain", "step / plain eager one without augmentation", ours / took["network"], "x", -1.1
     yield "step-ratio-torchvision", "step / plain one, torchvision's views", ours / took["usual"], "x", -0.667
     yield "step-ratio-compiled", "step, --compile / eager", took["compiled"] / ours, "x", None
-
-
-PENALTIES = {"lastlayer": common.lastlayer_penalty, "werank": common.werank_penalty}
 
 
 def bench_penalties(args):
@@ -182,15 +164,13 @@ def bench_penalties(args):
         yield f"penalty-{reg}-width-power", f"{reg} alone, power of the width", power, "", None
 
 
-def lightly_knn(h, bank, labels, k=200, temperature=0.1):
-    """Predictions as lightly 1.6 makes them (lightly.utils.benchmarking.knn), written anew."""
-    with contextlib.suppress(ImportError):
-        from lightly.utils.benchmarking.knn import knn_predict
-
-        return knn_predict(h, bank, labels, 10, k, temperature)[:, 0]
-    weight, index = (h @ bank).topk(k)
-    votes = torch.zeros(len(h) * k, 10, device=h.device).scatter(1, labels[index].view(-1, 1), 1.0)
-    return ((weight / temperature).exp()[..., None] * votes.view(len(h), k, 10)).sum(1).argmax(1)
+def lightly_knn(train_h, train_y, test_h, k=200, temperature=0.1):
+    """Yields predictions as lightly 1.6 makes them (lightly.utils.benchmarking.knn), written anew."""
+    bank = F.normalize(train_h, dim=1).T.contiguous()
+    for h in F.normalize(test_h, dim=1).split(256):
+        weight, index = (h @ bank).topk(k)
+        votes = torch.zeros(len(h) * k, 10, device=h.device).scatter(1, train_y[index].view(-1, 1), 1.0)
+        yield ((weight / temperature).exp()[..., None] * votes.view(len(h), k, 10)).sum(1).argmax(1)
 
 
 def features():
@@ -205,16 +185,11 @@ def features():
 
 def bench_evaluation(args):
     """kNN, linear probe and spectra on 50,000 and 10,000 features of 512 dimensions."""
-    h, y, test_h, _ = frozen = features()
-
-    def lightly():
-        bank = F.normalize(h, dim=1).T.contiguous()
-        for block in F.normalize(test_h, dim=1).split(256):
-            lightly_knn(block, bank, y)
-
-    took = by_turns({"ours": lambda: common.knn_accuracy(*frozen), "lightly": lightly}, 5, warm=1)
+    frozen = features()
+    ways = {"ours": lambda: common.knn_accuracy(*frozen), "lightly": lambda: list(lightly_knn(*frozen[:3]))}
+    took = by_turns(ways, 5, warm=1)
     probe = seconds(lambda: common.linear_probe(*frozen))
-    spectra = 4 * seconds(lambda: (common.covariance_spectrum(test_h), common.rankme(test_h)), 4)
+    spectra = 4 * seconds(lambda: (common.covariance_spectrum(frozen[2]), common.rankme(frozen[2])), 4)
     yield "knn-seconds", "kNN-200, 50,000 x 10,000 x 512", took["ours"], "s", -1.0 if CUDA else None
     yield "knn-ratio-lightly", "kNN-200 / lightly's knn_predict", took["ours"] / took["lightly"], "x", -1.0
     yield "probe-seconds", "linear probe, 50,000 x 512", probe, "s", -5.0 if CUDA else None
@@ -222,12 +197,11 @@ def bench_evaluation(args):
 
 
 MEMORY = """
-import sys; sys.path[:0] = sys.argv[1:3]
-import torch, bench, common
+import sys, torch, bench, common
 torch.manual_seed(0)
-if sys.argv[3] != "evaluation":
+if sys.argv[1] != "evaluation":
     bench.seconds(bench.simclr(torch.full((50_000, 3, 32, 32), 7, dtype=torch.uint8), 64, 128), 2)
-if sys.argv[3] != "step":
+if sys.argv[1] != "step":
     frozen = bench.features()
     common.linear_probe(*frozen), common.knn_accuracy(*frozen), common.rankme(frozen[2])
 peak, = (line for line in open("/proc/self/status") if line.startswith("VmHWM"))
@@ -237,10 +211,10 @@ print(int(peak.split()[1]) * 1024 / 1e9)  # ru_maxrss would be the parent's, whe
 
 def bench_memory(args):
     """Peak memory of the process where a CIFAR-10 run at full width needs most: a step, the evaluation."""
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    where = {"cwd": ROOT / "tests", "env": {**os.environ, "CUDA_VISIBLE_DEVICES": ""}}
     for part, goal in (("step", None), ("evaluation", None), ("both", -2.5)):
-        command = [sys.executable, "-c", MEMORY, str(ROOT), str(ROOT / "tests"), part]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        command = [sys.executable, "-c", MEMORY, part]
+        done = subprocess.run(command, **where, capture_output=True, text=True, check=True)
         yield f"memory-{part}", f"peak memory, {part} at full width, CPU", float(done.stdout), "GB", goal
 
 
@@ -260,7 +234,8 @@ def bench_epoch(args):
         yield f"epoch-views-share-{batch}", f"views, share of the step, batch {batch}", views, "%", -5.0
     options = {"batch_size": 128, "shuffle": True, "drop_last": True, "pin_memory": True}
     options |= {"num_workers": len(os.sched_getaffinity(0)), "collate_fn": partial(two_views, PIL_PIPELINE)}
-    batches = iter(torch.utils.data.DataLoader(pil(x[:12_800]), **options))
+    pictures = [Image.fromarray(image) for image in x[:12_800].permute(0, 2, 3, 1).cpu().numpy()]
+    batches = iter(torch.utils.data.DataLoader(pictures, **options))
     step = plain(64, lambda: [view.to(DEVICE, non_blocking=True) for view in next(batches)])
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     seconds(step, 20)
@@ -270,27 +245,23 @@ def bench_epoch(args):
     yield "epoch-ratio-usual", "times faster than that, batch 128", theirs / ours, "x", 8
 
 
-ON_CPU = {"augment": bench_augment, "step": bench_step, "penalties": bench_penalties}
-ON_CPU |= {"evaluation": bench_evaluation, "memory": bench_memory}
-BENCHES = ON_CPU | {"epoch": bench_epoch}
+BENCHES = {"augment": bench_augment, "step": bench_step, "penalties": bench_penalties}
+BENCHES |= {"evaluation": bench_evaluation, "memory": bench_memory, "epoch": bench_epoch}
 
 
 def main():
     parser = common.Parser(__doc__)
     parser.add_argument("--data", default="data", help="folder with cifar10.npz (data)")
     parser.add_argument("--rounds", type=common.number(int, 1), default=9, help="of each median (9)")
-    parser.add_argument("--only", help=f"some of {','.join(BENCHES)}")
+    parser.add_argument("--only", choices=BENCHES, nargs="+", help="some of it (all)")
     args = parser.parse_args()
-    chosen = args.only.split(",") if args.only else list(BENCHES)
-    if unknown := set(chosen) - set(BENCHES):
-        raise common.UserError(f"--only {min(unknown)} is none of {', '.join(BENCHES)}")
     device = torch.cuda.get_device_name() if CUDA else f"CPU, {torch.get_num_threads()} threads"
     origin = {"device": device, "torch": torch.__version__, "date": str(datetime.date.today())}
     print(*origin.values(), sep=", ")
     rows, failed = [], []
-    for name in chosen:
-        if name not in ON_CPU and not CUDA:
-            print(f"{name}: {BENCHES[name].__doc__.splitlines()[0]}: needs CUDA")
+    for name in args.only or BENCHES:
+        if name == "epoch" and not CUDA:
+            print(f"{name}: {BENCHES[name].__doc__}: needs CUDA")
             continue
         torch._dynamo.reset()
         try:

@@ -19,6 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 TINY_RUN = ("--width", 4, "--batch-size", 32, "--epochs", 2, "--eval-every", 1, "--device", "cpu")
+# For monkeypatch.setattr: figures are laid out with all their artists, not rendered; what is saved is empty.
+LAID_OUT = ("matplotlib.figure.Figure.savefig", lambda figure, *_, **__: figure.draw_without_rendering())
 
 
 def pytest_addoption(parser):
@@ -60,14 +62,11 @@ def run_process(folder, *arguments):
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """An .npz of 96 + 40 images of 12 x 12, noise with a colour per class, 4 classes: a run in a second."""
-    rng = np.random.default_rng(0)
-    arrays = {}
-    for split, n in (("train", 96), ("test", 40)):
-        y = np.arange(n) % 4
-        x = rng.integers(0, 120, (n, 12, 12, 3)) + 40 * (y[:, None, None, None] == np.arange(3))
-        arrays |= {f"x_{split}": x.astype(np.uint8), f"y_{split}": y}
+    y = np.arange(96 + 40) % 4
+    noise = np.random.default_rng(0).integers(0, 120, (len(y), 12, 12, 3))
+    x = (noise + 40 * (y[:, None, None, None] == np.arange(3))).astype(np.uint8)
     path = tmp_path_factory.mktemp("data") / "tiny.npz"
-    np.savez(path, **arrays)
+    np.savez(path, x_train=x[:96], y_train=y[:96], x_test=x[96:], y_test=y[96:])
     return path
 
 
@@ -109,31 +108,24 @@ for line in sys.stdin:
 """
 
 
-def torchruns(count):
-    """The environments of so many processes, as torchrun sets them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
-
-
 @pytest.fixture(scope="session")
 def forks():
-    """Runs a script in a process of its own, which may die: forks(folder, "simclr.py", …) -> code, out, err.
-
+    """forks(folder, "simclr.py", …) -> code, out, err: runs a script in a process of its own, which may die.
     before: code that runs first, in which `common` can be changed. processes: so many of one run, whose codes
-    are a list and whose out and err are joined.
-    """
+    are a list and whose out and err are joined."""
     options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "cwd": ROOT, "text": True}
     options["env"] = os.environ | {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"}  # which common overrules
     server = subprocess.Popen([sys.executable, "-c", FORKS], **options)
 
     def call(folder, name, *arguments, before="", processes=1):
-        environments = torchruns(processes) if processes > 1 else [{}]
+        environments = [{}]
+        if processes > 1:  # as torchrun sets them
+            with socket.create_server(("127.0.0.1", 0)) as free:
+                address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+            ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+            environments = [address | {"WORLD_SIZE": str(processes)} | rank for rank in ranks]
         job = (str(folder), before, [str(ROOT / name), *map(str, arguments)], environments)
-        server.stdin.write(json.dumps(job) + "\n")
-        server.stdin.flush()
+        print(json.dumps(job), file=server.stdin, flush=True)
         codes = json.loads(server.stdout.readline())
         ranks = [environment.get("RANK", "") for environment in environments]
         said = lambda stream: "".join((folder / f"{stream}{rank}").read_text() for rank in ranks)
@@ -191,14 +183,6 @@ def method(monkeypatch, script, tiny):
         return SimpleNamespace(projector=caught[3], loss=caught[4])
 
     return call
-
-
-@pytest.fixture
-def laid_out(monkeypatch):
-    """Figures are laid out with all their artists, but not rendered: what is saved is empty."""
-
-    laid = lambda figure, *_, **__: figure.draw_without_rendering()
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", laid)
 
 
 def sabotage(function, call, action):

@@ -11,20 +11,15 @@ from torchvision.transforms.v2 import functional as reference
 B = 24
 MEAN_STD = (common.IMAGENET_MEAN, common.IMAGENET_STD)
 JITTER = ("brightness", "contrast", "saturation", "hue")
+COLOURS = torch.rand(B, 3, 40, 32, generator=torch.Generator().manual_seed(0))
+COLOURS[0] = 0.5  # hue and saturation of greys are undefined
+COLOURS[1, :, :20] = 0.0
+COLOURS[2] = COLOURS[2].round()  # the corners of the colour cube: ties between channels
+IMAGES = (COLOURS * 255).round().to(torch.uint8)
 
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
-
-
-@pytest.fixture
-def images():
-    """uint8 (B, 3, 40, 32)."""
-    x = torch.rand(B, 3, 40, 32, generator=seeded())
-    x[0] = 0.5  # hue and saturation of greys are undefined
-    x[1, :, :20] = 0.0
-    x[2] = x[2].round()  # the corners of the colour cube: ties between channels
-    return (x * 255).round().to(torch.uint8)
 
 
 def each(operation, x, *parameters):
@@ -34,12 +29,11 @@ def each(operation, x, *parameters):
 
 @pytest.mark.parametrize("size", [16, 32, 50])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-def test_resized_crop_and_flip_equal_torchvision_borders_included(images, size, dtype):
-    height = torch.randint(1, 41, (B,), generator=seeded(1))
-    width = torch.randint(1, 33, (B,), generator=seeded(2))
-    top = (torch.rand(B, generator=seeded(3)) * (41 - height)).long()
-    left = (torch.rand(B, generator=seeded(4)) * (33 - width)).long()
-    box = torch.stack([top, left, height, width])
+def test_resized_crop_and_flip_equal_torchvision_borders_included(size, dtype):
+    pixels = torch.tensor([[40], [32]])
+    sides = 1 + (torch.rand(2, B, generator=seeded(1)) * pixels).long()
+    corner = (torch.rand(2, B, generator=seeded(2)) * (pixels + 1 - sides)).long()
+    box = torch.cat([corner, sides])
     box[:, :4] = torch.tensor([[0], [0], [40], [32]])
     flip = torch.arange(B) % 2 == 0
 
@@ -47,33 +41,33 @@ def test_resized_crop_and_flip_equal_torchvision_borders_included(images, size, 
         crop = reference.resized_crop(x.float(), *place[:4], [size, size], antialias=True)
         return reference.horizontal_flip(crop) if place[4] else crop
 
-    ours = common.resized_crop(images.to(dtype), *box.float(), size, flip)
-    assert (ours - each(one, images, *box, flip)).abs().max() < 1e-4 * 255
+    ours = common.resized_crop(IMAGES.to(dtype), *box.float(), size, flip)
+    assert (ours - each(one, IMAGES, *box, flip)).abs().max() < 1e-4 * 255
 
 
 @pytest.mark.parametrize("name", JITTER)
-def test_jitter_operations_equal_torchvision(images, name):
+def test_jitter_operations_equal_torchvision(name):
     factor = torch.linspace(-0.5, 0.5, B) if name == "hue" else torch.linspace(0, 2, B)
-    theirs = each(getattr(reference, f"adjust_{name}"), images / 255, factor)
-    assert (getattr(common, f"adjust_{name}")(images / 255, factor) - theirs).abs().max() < 1e-4
+    theirs = each(getattr(reference, f"adjust_{name}"), IMAGES / 255, factor)
+    assert (getattr(common, f"adjust_{name}")(IMAGES / 255, factor) - theirs).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("kernel_size", [3, 9, 23])
-def test_blur_equals_torchvision_reflected_borders_included(images, kernel_size):
+def test_blur_equals_torchvision_reflected_borders_included(kernel_size):
     sigma = torch.linspace(0.1, 2, B)
-    theirs = each(lambda x, s: reference.gaussian_blur(x, [kernel_size] * 2, [s] * 2), images / 255, sigma)
-    assert (common.gaussian_blur(images / 255, sigma, kernel_size) - theirs).abs().max() < 1e-4
-    pixel = images[:, :, :1, :1] / 255
+    theirs = each(lambda x, s: reference.gaussian_blur(x, [kernel_size] * 2, [s] * 2), IMAGES / 255, sigma)
+    assert (common.gaussian_blur(IMAGES / 255, sigma, kernel_size) - theirs).abs().max() < 1e-4
+    pixel = IMAGES[:, :, :1, :1] / 255
     torch.testing.assert_close(common.gaussian_blur(pixel, sigma, kernel_size), pixel)
 
 
-def test_solarize_equals_torchvision(images):
+def test_solarize_equals_torchvision():
     chosen = torch.arange(B) % 3 > 0
-    theirs = each(lambda x, c: reference.solarize(x, 128 / 255) if c else x, images / 255, chosen)
-    assert torch.equal(common.solarize(images / 255, chosen), theirs)
+    theirs = each(lambda x, c: reference.solarize(x, 128 / 255) if c else x, IMAGES / 255, chosen)
+    assert torch.equal(common.solarize(IMAGES / 255, chosen), theirs)
 
 
-def test_a_whole_view_equals_torchvisions_operations_one_after_the_other(images):
+def test_a_whole_view_equals_torchvisions_operations_one_after_the_other():
     augment = common.Augment(24, blur_p=0.5, solarize_p=0.5)
     p = augment.draw(B, 40, 32, generator=seeded(1))
     # a rounding error at the threshold would invert a pixel: leave those to the test of solarize itself
@@ -90,13 +84,13 @@ def test_a_whole_view_equals_torchvisions_operations_one_after_the_other(images)
         x = reference.gaussian_blur(x, [3, 3], [sigma, sigma]) if sigma > 0.05 else x
         return reference.normalize(x, *MEAN_STD)
 
-    ours = augment.apply(images, **p)
+    ours = augment.apply(IMAGES, **p)
     assert ours.shape == (B, 3, 24, 24) and ours.dtype == torch.float32
-    assert (ours - each(one, images, torch.arange(B))).abs().max() < 5e-4  # 1e-4 / 0.225
+    assert (ours - each(one, IMAGES, torch.arange(B))).abs().max() < 5e-4  # 1e-4 / 0.225
 
 
-def test_off_is_torchvisions_normalize_alone(images):
-    x = images[:, :, :32]
+def test_off_is_torchvisions_normalize_alone():
+    x = IMAGES[:, :, :32]
     off = common.Augment(32, (1, 1), flip=0, jitter_p=0, grey_p=0)
     for ours in (off(x), common.normalize(x), common.normalize(x / 255)):
         assert (ours - reference.normalize(x / 255, *MEAN_STD)).abs().max() < 1e-5
@@ -142,6 +136,5 @@ def test_probabilities_are_those_given_for_either_view_and_independent(blur, sol
     drawn = torch.stack([p["flip"], ~still, p["grey"], p["sigma"] > 0.05, p["solarized"]]).double()
     for i, view in enumerate(drawn.chunk(2, 1)):
         given = [odds[i] if isinstance(odds, tuple) else odds for odds in (blur, solarize)]
-        gap = view.mean(1) - torch.tensor([0.3, 0.8, 0.2, *given])
-        assert gap.abs().max() < 4 * math.sqrt(0.25 / n)
+        assert (view.mean(1) - torch.tensor([0.3, 0.8, 0.2, *given])).abs().max() < 4 * math.sqrt(0.25 / n)
         assert (torch.corrcoef(view) - torch.eye(5)).abs().max() < 4 / math.sqrt(n)

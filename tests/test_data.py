@@ -19,6 +19,39 @@ from PIL import Image
 import pack
 import shapes
 
+NO_NPZ = ["cut.npz", "text.npz", "raw.npz", "empty.npz", "folder.npz", "absent.npz", "cifar11"]
+FORMATS = {"a.png": "RGB", "b.png": "L", "c.jpeg": "RGB", "d.png": "P", "e.png": "RGBA"}
+LABELS = torch.tensor([2, 2, 2, 0, 1, 0, 1, 0, -1, 1])
+TEN = common.Dataset("x", torch.arange(10), LABELS, torch.arange(10), LABELS, "abc")
+BROKEN = {
+    "missing key": lambda a: a.pop("y_test"),
+    "float images": lambda a: a.update(x_train=a["x_train"] / 255),
+    "grey images": lambda a: a.update(x_train=a["x_train"][..., 0]),
+    "channels first": lambda a: a.update(x_train=a["x_train"].transpose(0, 3, 1, 2)),
+    "no images": lambda a: a.update(x_test=a["x_test"][:0], y_test=a["y_test"][:0]),
+    "too few labels": lambda a: a.update(y_train=a["y_train"][:-1]),
+    "labels of two dimensions": lambda a: a.update(y_train=a["y_train"][:, None]),
+    "float labels": lambda a: a.update(y_train=a["y_train"] * 1.0),
+    "labels of text": lambda a: a.update(y_train=a["y_train"].astype(str)),
+    "negative test label": lambda a: a.update(y_test=a["y_test"] - 1),
+    "label below -1": lambda a: a.update(y_train=a["y_train"] - 2),
+    "no labelled image": lambda a: a.update(y_train=a["y_train"] * 0 - 1),
+    "another size to test": lambda a: a.update(x_test=a["x_test"][:, :4]),
+    "too few class names": lambda a: a.update(classes=np.array(["a", "b"])),
+    "pickled class names": lambda a: a.update(classes=np.array(["a", None, 3], dtype=object)),
+    "one class name": lambda a: a.update(classes=np.array("abc")),
+}
+DAMAGES = {
+    "broken.png": lambda top: (top / "train/a/broken.png").write_bytes(b"no image"),
+    "nowhere.png": lambda top: (top / "train/a/nowhere.png").symlink_to("there.png"),
+    "mode F": lambda top: Image.new("F", (9, 9)).save(top / "train/a/range.tiff"),
+    "a strip": lambda top: Image.new("L", (9000, 8)).save(top / "train/a/long.png"),
+    "two to test": lambda top: [shutil.rmtree(top / "val/c"), *map(os.unlink, top.glob("val/b/[b-e].*"))],
+    "no valid file": lambda top: (top / "val/a").mkdir(),
+    "'d'": lambda top: (top / "val/b").rename(top / "val/d"),
+    "train/": lambda top: (top / "train").rename(top / "training"),
+}
+
 
 def arrays():
     x = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 3), dtype=np.uint8)
@@ -41,8 +74,7 @@ def test_an_npz_gives_its_images_and_labels(tmp_path, dtype):
     assert data.name == "own" and data.classes == ("a", "b", "c")
     assert data.x_train.dtype == torch.uint8 and data.x_train.is_contiguous()
     for split in ("train", "test"):
-        images = getattr(data, f"x_{split}").permute(0, 2, 3, 1)
-        assert np.array_equal(images.numpy(), a[f"x_{split}"])
+        assert np.array_equal(getattr(data, f"x_{split}").permute(0, 2, 3, 1).numpy(), a[f"x_{split}"])
         assert torch.equal(getattr(data, f"y_{split}"), torch.tensor(a[f"y_{split}"]))
 
 
@@ -55,26 +87,6 @@ def test_images_of_another_size_are_resized_and_centre_cropped(tmp_path):
     assert data.x_train.shape == (20, 3, 16, 16) and (data.x_train[:, :, :, 2:-2] == 77).all()
 
 
-BROKEN = {
-    "missing key": lambda a: a.pop("y_test"),
-    "float images": lambda a: a.update(x_train=a["x_train"] / 255),
-    "grey images": lambda a: a.update(x_train=a["x_train"][..., 0]),
-    "channels first": lambda a: a.update(x_train=a["x_train"].transpose(0, 3, 1, 2)),
-    "no images": lambda a: a.update(x_test=a["x_test"][:0], y_test=a["y_test"][:0]),
-    "too few labels": lambda a: a.update(y_train=a["y_train"][:-1]),
-    "labels of two dimensions": lambda a: a.update(y_train=a["y_train"][:, None]),
-    "float labels": lambda a: a.update(y_train=a["y_train"] * 1.0),
-    "labels of text": lambda a: a.update(y_train=a["y_train"].astype(str)),
-    "negative test label": lambda a: a.update(y_test=a["y_test"] - 1),
-    "label below -1": lambda a: a.update(y_train=a["y_train"] - 2),
-    "no labelled image": lambda a: a.update(y_train=a["y_train"] * 0 - 1),
-    "another size to test": lambda a: a.update(x_test=a["x_test"][:, :4]),
-    "too few class names": lambda a: a.update(classes=np.array(["a", "b"])),
-    "pickled class names": lambda a: a.update(classes=np.array(["a", None, 3], dtype=object)),
-    "one class name": lambda a: a.update(classes=np.array("abc")),
-}
-
-
 @pytest.mark.parametrize("case", BROKEN)
 def test_a_broken_npz_is_refused_by_name(tmp_path, case):
     a = arrays()
@@ -83,9 +95,7 @@ def test_a_broken_npz_is_refused_by_name(tmp_path, case):
     refused("own.npz", tmp_path / "own.npz")
 
 
-@pytest.mark.parametrize(
-    "name", ["cut.npz", "text.npz", "raw.npz", "empty.npz", "folder.npz", "absent.npz", "cifar11"]
-)
+@pytest.mark.parametrize("name", NO_NPZ)
 def test_files_that_are_no_npz_are_refused(tmp_path, name):
     np.savez(tmp_path / "cut.npz", **arrays())
     os.truncate(tmp_path / "cut.npz", 2000)
@@ -96,9 +106,6 @@ def test_files_that_are_no_npz_are_refused(tmp_path, name):
     (tmp_path / "empty.npz").touch()
     (tmp_path / "folder.npz").mkdir()
     refused(name, tmp_path / name)
-
-
-FORMATS = {"a.png": "RGB", "b.png": "L", "c.jpeg": "RGB", "d.png": "P", "e.png": "RGBA"}
 
 
 @pytest.fixture
@@ -113,7 +120,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_an_image_folder_of_many_formats_is_read_at_one_size(folder):
+def test_an_image_folder_of_many_formats_is_read_at_one_size_and_told_from_another_by_its_images(folder):
     data = common.load_dataset(folder, image_size=16)
     assert data.x_train.shape == (15, 3, 16, 16) and data.x_test.shape == (10, 3, 16, 16)
     assert data.classes == ("a", "b", "c") and data.y_test.tolist() == [1] * 5 + [2] * 5
@@ -124,25 +131,8 @@ def test_an_image_folder_of_many_formats_is_read_at_one_size(folder):
     assert packed.resolve() not in common._LOCKS
     grey = data.x_train[1]
     assert torch.equal(grey[0], grey[1]) and not torch.equal(data.x_train[0, 0], data.x_train[0, 1])
-
-
-def test_images_of_equal_names_and_sizes_are_told_apart(folder):
     args = SimpleNamespace(dataset=str(folder), image_size=16)
-    data = common.load_dataset(folder, image_size=16)
-    other = data._replace(x_test=255 - data.x_test)
-    assert common._checksum(args, data) != common._checksum(args, other)
-
-
-DAMAGES = {
-    "broken.png": lambda top: (top / "train/a/broken.png").write_bytes(b"no image"),
-    "nowhere.png": lambda top: (top / "train/a/nowhere.png").symlink_to("there.png"),
-    "mode F": lambda top: Image.new("F", (9, 9)).save(top / "train/a/range.tiff"),
-    "a strip": lambda top: Image.new("L", (9000, 8)).save(top / "train/a/long.png"),
-    "two to test": lambda top: [shutil.rmtree(top / "val/c"), *map(os.unlink, top.glob("val/b/[b-e].*"))],
-    "no valid file": lambda top: (top / "val/a").mkdir(),
-    "'d'": lambda top: (top / "val/b").rename(top / "val/d"),
-    "train/": lambda top: (top / "train").rename(top / "training"),
-}
+    assert common._checksum(args, data) != common._checksum(args, data._replace(x_test=255 - data.x_test))
 
 
 @pytest.mark.parametrize("named", DAMAGES)
@@ -152,19 +142,22 @@ def test_a_broken_image_folder_is_refused(folder, named):
     assert not list(folder.glob("packed-16/*"))
 
 
-def test_a_disk_that_fails_is_no_unreadable_image(folder, monkeypatch):
+def test_a_disk_that_fails_and_memory_that_is_full_are_no_damaged_file(folder, monkeypatch):
     monkeypatch.setattr(pack, "read_rgb", Mock(side_effect=OSError(5, "Input/output error")))
     with pytest.raises(OSError, match="Input/output error"):
         common.load_dataset(folder, image_size=16, skip_broken=True)
+    (folder / "x.npz").touch()
+    monkeypatch.setattr(np, "load", Mock(side_effect=MemoryError))
+    with pytest.raises(MemoryError, match="x.npz"):
+        common.load_dataset(folder / "x.npz")
 
 
 def test_packing_goes_on_where_it_was_killed_and_a_change_after_it_is_refused(folder, forks):
     expected = common.load_dataset(folder, image_size=16)
     (folder / "packed-16").rename(folder / "whole")
-    row = ("simclr.py", "--dataset", ".", "--image-size", 16)
     kill = "import os, pack; pack.BLOCK = 4; write = common.write_json\n"
     kill += "common.write_json = lambda file, note: write(file, note) or note['done'] != 8 or os._exit(9)"
-    assert forks(folder, *row, before=kill).returncode == 9
+    assert forks(folder, "simclr.py", "--dataset", ".", "--image-size", 16, before=kill).returncode == 9
     part = folder / "packed-16" / "train.part"
     assert part.stat().st_size == 128 + 8 * 3 * 16 * 16
     with open(part, "ab") as file:
@@ -213,7 +206,7 @@ def test_a_packed_folder_that_is_damaged_or_of_other_images_is_refused(folder):
     common.write_json(notes, whole)
     for cut in (-1, 0):
         images.write_bytes(images.read_bytes()[:cut])
-        refused("val.npy is damaged", folder, 16)
+        refused("val.npy can.t be mapped; if it is damaged, remove", folder, 16)
     np.save(images, np.zeros((9, 3, 16, 16), np.uint8))
     refused("not its images", folder, 16)
 
@@ -229,12 +222,7 @@ def lock_until(folder, ends):
     """Locks a folder as another process would, calls ends() half a second later and unlocks it."""
     descriptor = os.open(folder, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
-
-    def end():
-        ends()
-        os.close(descriptor)
-
-    threading.Timer(0.5, end).start()
+    threading.Timer(0.5, lambda: [ends(), os.close(descriptor)]).start()
 
 
 def test_a_folder_that_another_process_packs_is_waited_for(folder, capsys):
@@ -257,10 +245,9 @@ def test_named_sets_are_downloaded_once_and_then_read_from_the_npz(tmp_path, mon
         calls.append(download)
         part = "train" if train or split == "train+unlabeled" else "test"
         x, y = arrays()[f"x_{part}"], arrays()[f"y_{part}"]
-        found = {"data": x, "targets": y.tolist()}
-        if split:
-            found = {"data": x.transpose(0, 3, 1, 2), "labels": y - (part == "train")}
-        return SimpleNamespace(classes=["a", "b", "c"], **found)
+        x = x.transpose(0, 3, 1, 2) if split else x
+        labels = {"targets": y.tolist(), "labels": y - (part == "train")}
+        return SimpleNamespace(data=x, classes=["a", "b", "c"], **labels)
 
     monkeypatch.setattr(common.torchvision.datasets, kind, downloaded)
     first, second = (common.load_dataset(kind.lower(), tmp_path) for _ in range(2))
@@ -306,25 +293,11 @@ def test_drawn_shapes_are_balanced_and_the_same_for_the_same_seed(monkeypatch):
         assert torch.equal(torch.bincount(y), torch.full((10,), len(y) // 10))
 
 
-LABELS = torch.tensor([2, 2, 2, 0, 1, 0, 1, 0, -1, 1])
-TEN = common.Dataset("x", torch.arange(10), LABELS, torch.arange(10), LABELS, "abc")
-
-
-def test_a_subset_is_balanced_and_the_first_of_each_class():
+def test_a_subset_is_balanced_and_the_first_of_each_class_and_one_with_too_few_is_named():
     data = common.subset(TEN, 5)
     assert data.x_train.tolist() == [0, 3, 4, 5, 6] and data.y_train.tolist() == [2, 0, 1, 0, 1]
     assert torch.equal(data.x_test, torch.arange(10))
-
-
-@pytest.mark.parametrize("classes", ["abc", "aaa"])
-def test_a_class_with_too_few_images_for_a_subset_is_named(classes):
     labels = torch.tensor([2, 2, 2, 0, 1, 0, 1, 0, -1, 2])
-    with pytest.raises(common.UserError, match=f"more than the 2 images of class '{classes[1]}'"):
-        common.subset(TEN._replace(classes=classes, y_train=labels), 10)
-
-
-def test_memory_that_is_full_is_no_damaged_file(tmp_path, monkeypatch):
-    (tmp_path / "x.npz").touch()
-    monkeypatch.setattr(np, "load", Mock(side_effect=MemoryError))
-    with pytest.raises(MemoryError, match="x.npz"):
-        common.load_dataset(tmp_path / "x.npz")
+    for classes in ("abc", "aaa"):
+        with pytest.raises(common.UserError, match=f"more than the 2 images of class '{classes[1]}'"):
+            common.subset(TEN._replace(classes=classes, y_train=labels), 10)

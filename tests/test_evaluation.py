@@ -34,7 +34,37 @@ def knn_loop(train_h, train_y, test_h, test_y, k, temperature):
     return 100 * correct / len(test)
 
 
+class OwnEncoder(nn.Sequential):
+    dim = 6
+
+
+def changed(name, part, dim=32):
+    """A ResNet-18 of width 4 with another part of this name."""
+    encoder = common.resnet(width=4)
+    encoder.set_submodule(name, part)
+    encoder.dim = dim
+    return encoder
+
+
 KNN = [(1, 0.1), (20, 0.1), (20, 1.0), (5, None), (8, None), (200, None), (1000, 0.1), (20, 0.005)]
+SIX = F.pad(normal(500, 6), (0, 10))
+KNOWN = {  # features, their rank, dead coordinates
+    "six dimensions": (SIX, 6, range(6, 16)),
+    "six dimensions and a large mean": (SIX + 1000 * normal(16, seed=3), 6, range(6, 16)),
+    "a weight of low rank": (normal(500, 20, seed=2) @ (normal(20, 5) @ normal(5, 32, seed=1)), 5, ()),
+    "more dead than alive": (normal(500, 16) * torch.tensor([1, 2, 3, 1] + [1e-3] * 12), 4, range(4, 16)),
+    "no variance at all": (torch.zeros(10, 3), 0, range(3)),
+    "a constant with float32's rounding errors": (1 + 6e-8 * normal(300, 64), 0, ()),
+}
+CONVOLUTIONS = (nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+STEM = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 4, 3, padding=1))
+KINDS = {  # an encoder that is none of make_encoder's, and its last weight layer
+    "convolutions": (OwnEncoder(*CONVOLUTIONS), "2"),
+    "a deep stem": (changed("conv1", STEM), "layer4.1.conv2"),
+    "a ResNet without its last stage": (changed("layer4", nn.Sequential(), 16), "layer3.1.conv2"),
+    "a ResNet with fc": (changed("fc", nn.Linear(32, 6), 6), "fc"),
+    "GroupNorm at the end": (changed("layer4.1.bn2", nn.GroupNorm(4, 32)), "layer4.1.conv2"),
+}
 
 
 @pytest.mark.parametrize("k, temperature", KNN)
@@ -47,12 +77,9 @@ def test_knn_equals_a_loop(k, temperature):
     assert common.knn_accuracy(*spread, k=k, temperature=temperature) == ours
 
 
-def test_large_images_are_evaluated_few_at_once():
+def test_large_images_are_evaluated_few_at_once_which_does_not_change_features(model, monkeypatch):
     for pixels, few in ((32, 256), (256, 256), (1024, 16), (4096, 2)):
         assert common.at_once(torch.empty(1, 3, pixels, pixels, device="meta")) == few
-
-
-def test_features_do_not_depend_on_how_many_images_are_taken_at_once(model, monkeypatch):
     encoder, _, data = model
     whole = common.features(encoder, None, data.x_test)["h"]
     sizes = []
@@ -97,31 +124,21 @@ def test_linear_probe_does_not_depend_on_the_order_of_the_images():
     assert abs(scores[0] - scores[1]) < 3
 
 
-def noisy_labels():
+def test_linear_probe_chooses_the_penalty_that_predicts_best():
     generator = torch.Generator().manual_seed(0)
     h = torch.randn(4200, 100, generator=generator)
     signal, noise = torch.randn(2, 4200, 1, generator=generator)
-    return h + signal / 2, (signal + noise > 0).long()[:, 0], 300
-
-
-def class_in_dimensions_of_little_variance():
+    noisy = (h + signal / 2, (signal + noise > 0).long()[:, 0])
     h = normal(3000, 60)
     mixed = h @ torch.diag(torch.exp(-0.15 * torch.arange(60))).double() @ normal(60, 60, seed=1)
-    return mixed, (h[:, 25:].sum(1) > 0).long(), 1500
-
-
-PENALISED = [(noisy_labels, 1e-1, 1e-5), (class_in_dimensions_of_little_variance, 1e-5, 1e-1)]
-
-
-@pytest.mark.parametrize("case, right, wrong", PENALISED)
-def test_linear_probe_chooses_the_penalty_that_predicts_best(case, right, wrong):
-    h, y, n = case()
-    z = ((h - h[:n].mean(0)) / h[:n].std(0, correction=0)).double()
-    weights = [common.logistic_regression(z[:n], y[:n], 2, l2) for l2 in (right, wrong)]
-    scores = [z[n:] @ weight[:, :-1].T + weight[:, -1] for weight in weights]
-    best, worst = (100 * (each.argmax(1) == y[n:]).double().mean().item() for each in scores)
-    chosen = common.linear_probe(h[:n], y[:n], h[n:], y[n:])[0]
-    assert best > worst + 5 and chosen > best - 2
+    little = (mixed, (h[:, 25:].sum(1) > 0).long())  # of variance have the dimensions that tell the class
+    for h, y, n, right, wrong in ((*noisy, 300, 1e-1, 1e-5), (*little, 1500, 1e-5, 1e-1)):
+        z = ((h - h[:n].mean(0)) / h[:n].std(0, correction=0)).double()
+        weights = [common.logistic_regression(z[:n], y[:n], 2, l2) for l2 in (right, wrong)]
+        scores = [z[n:] @ weight[:, :-1].T + weight[:, -1] for weight in weights]
+        best, worst = (100 * (each.argmax(1) == y[n:]).double().mean().item() for each in scores)
+        chosen = common.linear_probe(h[:n], y[:n], h[n:], y[n:])[0]
+        assert best > worst + 5 and chosen > best - 2, right
 
 
 def test_linear_probe_takes_any_numbers_as_labels_and_never_predicts_one_that_it_has_not_seen():
@@ -166,19 +183,6 @@ def test_ranks_count_what_stands_before_a_cliff():
     assert found == {"rank_1e-2": 5, "rank_1e-3": 7, "rank_1e-5": 10}
 
 
-LOW_RANK = normal(20, 5) @ normal(5, 32, seed=1)
-SIX = F.pad(normal(500, 6), (0, 10))
-SHIFTED = SIX + 1000 * normal(16, seed=3)
-KNOWN = {  # features, their rank, dead coordinates
-    "six dimensions": (SIX, 6, range(6, 16)),
-    "six dimensions and a large mean": (SHIFTED, 6, range(6, 16)),
-    "a weight of low rank": (normal(500, 20, seed=2) @ LOW_RANK, 5, ()),
-    "more dead than alive": (normal(500, 16) * torch.tensor([1, 2, 3, 1] + [1e-3] * 12), 4, range(4, 16)),
-    "no variance at all": (torch.zeros(10, 3), 0, range(3)),
-    "a constant with float32's rounding errors": (1 + 6e-8 * normal(300, 64), 0, ()),
-}
-
-
 @pytest.mark.parametrize("case", KNOWN)
 def test_ranks_and_dead_coordinates_are_those_of_the_construction(case):
     h, rank, dead = KNOWN[case]
@@ -219,16 +223,12 @@ def model(request):
     encoder = common.make_encoder(common.arguments("").parse_args(flags))
     head = nn.Sequential(*common.projector("mlp", encoder.dim, out=7), nn.Tanh(), nn.Linear(7, 6))
     head(encoder(torch.randn(8, 3, 12, 12)))
-    for norm in batchnorms(encoder):
+    for norm in (layer for layer in encoder.modules() if hasattr(layer, "running_var")):
         torch.nn.init.normal_(norm.weight, 1, 0.1)
         torch.nn.init.normal_(norm.bias)
     x = torch.randint(0, 256, (260, 3, 12, 12), dtype=torch.uint8)
     y = torch.arange(260) % 3
     return encoder, head, common.Dataset("x", x[:200], y[:200], x, y, "abc")
-
-
-def batchnorms(*modules):
-    return [layer for layer in torch.nn.ModuleList(modules).modules() if hasattr(layer, "running_var")]
 
 
 @torch.no_grad()
@@ -247,29 +247,6 @@ def test_features_are_the_layers_outputs(model):
         stage = encoder.layer3(encoder.layer2(encoder.layer1(stage)))
         expected |= {"layer3": stage.mean((2, 3)), "penultimate": encoder.layer4[0](stage).mean((2, 3))}
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-
-
-class OwnEncoder(nn.Sequential):
-    dim = 6
-
-
-def changed(name, part, dim=32):
-    """A ResNet-18 of width 4 with another part of this name."""
-    encoder = common.resnet(width=4)
-    encoder.set_submodule(name, part)
-    encoder.dim = dim
-    return encoder
-
-
-CONVOLUTIONS = (nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-STEM = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 4, 3, padding=1))
-KINDS = {  # an encoder that is none of make_encoder's, and its last weight layer
-    "convolutions": (OwnEncoder(*CONVOLUTIONS), "2"),
-    "a deep stem": (changed("conv1", STEM), "layer4.1.conv2"),
-    "a ResNet without its last stage": (changed("layer4", nn.Sequential(), 16), "layer3.1.conv2"),
-    "a ResNet with fc": (changed("fc", nn.Linear(32, 6), 6), "fc"),
-    "GroupNorm at the end": (changed("layer4.1.bn2", nn.GroupNorm(4, 32)), "layer4.1.conv2"),
-}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -303,10 +280,10 @@ def test_evaluation_leaves_weights_and_batchnorm_statistics_alone(model, functio
     torch.testing.assert_close(modules.state_dict(), before, rtol=0, atol=0)
 
 
-def test_start_statistics_are_those_of_batchnorms_that_saw_the_training_images(model):
+def test_start_statistics_are_those_of_batchnorms_that_saw_the_training_images(model, monkeypatch):
     encoder, head, data = model
     start = common.start_statistics(*model)
-    for norm in batchnorms(encoder, head):
+    for norm in (layer for layer in nn.Sequential(encoder, head).modules() if hasattr(layer, "running_var")):
         norm.momentum = 1.0  # one batch, and its statistics replace what was there
     head(encoder(common.normalize(data.x_train)))
     found = common.layer_statistics(encoder, head, data.x_test)
@@ -315,6 +292,8 @@ def test_start_statistics_are_those_of_batchnorms_that_saw_the_training_images(m
             assert (values is None) == (start[key][layer] is None)
             np.testing.assert_allclose(start[key][layer] or 0, values or 0, rtol=2e-3, atol=1e-7)
     assert start["knn200"] == pytest.approx(common.knn_accuracy(*common.representations(encoder, data)))
+    monkeypatch.setattr(common, "process_index", lambda: 1)  # others than the first compute none
+    assert common.start_statistics(*model) is None
 
 
 def test_start_statistics_see_all_classes_of_images_that_are_sorted_by_class():
@@ -327,11 +306,6 @@ def test_start_statistics_see_all_classes_of_images_that_are_sorted_by_class():
     encoder(common.normalize(x))
     expected = common.layer_statistics(encoder, None, data.x_test)["bare_spectra"]["h"]
     assert start[0] == pytest.approx(expected[0], rel=0.05)
-
-
-def test_start_statistics_are_computed_by_the_first_process_alone(model, monkeypatch):
-    monkeypatch.setattr(common, "process_index", lambda: 1)
-    assert common.start_statistics(*model) is None
 
 
 def test_layer_statistics_hold_spectra_and_heat_maps_of_every_layer(model):
@@ -348,7 +322,7 @@ def test_layer_statistics_hold_spectra_and_heat_maps_of_every_layer(model):
         np.testing.assert_allclose(statistics["covariance"][layer]["block"], c[:32, :32], atol=6e-4)
 
 
-def test_row_norms_equal_numpys(model):
+def test_row_norms_and_weight_spectra_equal_numpys(model):
     encoder, head, data = model
     layers = {key: h.numpy() for key, h in common.features(encoder, head, data.x_test).items()}
     end, norm = common.encoder_end(encoder)
@@ -364,10 +338,6 @@ def test_row_norms_equal_numpys(model):
     assert found.keys() == expected.keys()
     for key, values in expected.items():
         np.testing.assert_allclose(found[key], values, rtol=1e-4, atol=1e-10)
-
-
-def test_weight_spectra_equal_numpys_svd(model):
-    encoder, head, _ = model
     mlp = isinstance(encoder, common.MLP)
     names = ("layer1", "layer2", "layer3") if mlp else ("layer4.1.conv1", "layer4.1.conv2")
     expected = {name: encoder.get_submodule(name) for name in names}

@@ -16,6 +16,9 @@ import rows
 FLAGS = ("--device", "cpu", "--labels", 0.5, "--batch-size", 20, "--epochs", 3)
 ARGS = {"lr": 0.5, "lr_encoder": 0.1, "weight_decay": 0.01, "batch_size": 64, "epochs": 1, "seed": 3}
 ARGS |= {"freeze": False, "image_size": 12, "device": "cpu", "precision": "float32"}
+RATES = [("", (0.5, 0.002)), ("--scratch", (0.12, 0.12)), ("--scratch --batch-size 64", (0.03, 0.03))]
+STOPS = (("epoch_order", 2, 9), ("features", 1, 15), ("cosine", 4, 9), ("cosine", 3, 15), ("cosine", 5, 15))
+STOPS += (("write_tensors", 4, 15), ("write_tensors", 12, 15))  # as the first and the last epoch are saved
 
 
 def train(tiny, encoder, **changes):
@@ -72,10 +75,7 @@ def test_a_step_is_that_of_backpropagation_by_hand_with_two_rates(tiny):
         close(getattr(encoder, f"layer{layer}").weight.detach().double(), w - 0.1 * (gradient + 0.01 * w))
 
 
-@pytest.mark.parametrize(
-    "flags, rates",
-    [("", (0.5, 0.002)), ("--scratch", (0.12, 0.12)), ("--scratch --batch-size 64", (0.03, 0.03))],
-)
+@pytest.mark.parametrize("flags, rates", RATES)
 def test_from_scratch_all_weights_have_the_rate_of_training_without_labels(flags, rates):
     args = finetune.resolve(finetune.parser().parse_args(["a.pt", *flags.split()]))
     assert (args.lr, args.lr_encoder) == pytest.approx(rates)
@@ -96,10 +96,6 @@ def test_top_1_and_top_5_are_shares_of_test_images():
     expected = [100 * np.mean([place < k for place in places]) for k in (1, 5)]
     found = finetune.accuracies(encoder, classifier, SimpleNamespace(x_test=x, y_test=y))
     assert found == pytest.approx(expected)
-
-
-STOPS = (("epoch_order", 2, 9), ("features", 1, 15), ("cosine", 4, 9), ("cosine", 3, 15), ("cosine", 5, 15))
-STOPS += (("write_tensors", 4, 15), ("write_tensors", 12, 15))  # as the first and the last epoch are saved
 
 
 def test_interrupted_and_resumed_is_uninterrupted(tmp_path, tiny, forks):

@@ -1,4 +1,4 @@
-"""The plan: which runs, in which order; what is done, what a budget starts and stops; signals and kills."""
+"""The rows: recipes, aliases, whose a result is. The plan: what runs, budgets, signals and kills."""
 
 import json
 import os
@@ -8,13 +8,48 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import islice, product
 
 import pytest
-from conftest import ROOT, put, read
+from conftest import ROOT, comparable, put, read
 
 import plan
 import rows
 
+COUNTS = {"table2": 12, "table1": 9, "barlow": 5, "directclr-tables": 14, "sparsehead-table": 11}
+COUNTS |= {"clock": 24}
+LL = {"epochs": 200, "batch_size": 128, "optimizer": "sgd", "lr": 0.06, "weight_decay": 5e-4, "width": 64}
+LL |= {"crop_scale": [0.08, 1.0], "grey_p": 0.2, "stem": "cifar", "image_size": 32, "train_size": None}
+SH = {"epochs": 1000, "batch_size": 512, "optimizer": "adam", "lr": 3e-3, "weight_decay": 1e-6, "width": 64}
+SH |= {"crop_scale": [0.2, 1.0], "grey_p": 0.1, "stem": "cifar", "image_size": 32, "train_size": None}
+STL = {"epochs": 2000, "lr": 2e-3, "image_size": 96, "stem": "imagenet", "dataset": "stl10"}
+TINY = {"lr": 2e-3, "image_size": 64}
+BIG = {"arch": "resnet50", "optimizer": "lars", "image_size": 224, "stem": "imagenet"}
+BIG |= {"epochs": 100, "lr": 4.8, "weight_decay": 1e-6, "warmup_epochs": 10, "blur_p": [1.0, 0.1]}
+BIG |= {"solarize_p": [0.0, 0.2], "jitter": [0.4, 0.4, 0.2, 0.1]}
+SMALLER = {"batch_size": 256, "lr": 0.3, "epochs": 200, "jitter": [0.8, 0.8, 0.8, 0.2], "blur_p": 0.5}
+SMALLER |= {"warmup_epochs": 0, "weight_decay": 1e-6, "solarize_p": 0.0}
+WANTED = [  # beside these, the arguments of every committed result, which test_report.py compares
+    ("noproj", "short", "cifar10", LL | {"projector": "none", "epochs": 50, "fixed_dims": None}),
+    ("noproj", "paper", "imagenet", BIG | {"temperature": 0.1, "cross_view": True, "batch_size": 4096}),
+    ("directclr", "paper", "imagenet", BIG | {"dim": None}),
+    ("barlow-werank", "paper", "imagenet", BIG | {"lambd": 5e-3}),
+    ("noproj-lastlayer", "paper", "imagenet100", BIG | SMALLER | {"temperature": 0.2, "reg_weight": 1.0}),
+    ("cs-werank", "paper", "cifar10", {"fixed_dims": 32, "fixed_value": 0.0, "projector": "none"}),
+    ("cs-d200-k1", "paper", "cifar10", {"fixed_dims": 312, "fixed_value": 1.0}),
+    ("cs-d400-kinv", "paper", "cifar10", {"fixed_dims": 112, "fixed_value": 512**-0.5}),
+    *((f"directclr-d{d}", "paper", "cifar10", {"dim": d}) for d in (8, 32, 128, 256, 512)),
+    ("sh-noproj", "paper", "stl10", SH | STL | {"projector": "none", "reg": "none"}),
+    ("sh-simclr", "paper", "tiny-imagenet", SH | TINY | {"embedding": 512}),
+    ("sh-byol", "paper", "imagenet", {"arch": "resnet50", "optimizer": "adam", "epochs": 1000}),
+    ("sh-simclr", "mlp", "tiny-imagenet", {"image_size": 16, "arch": "mlp", "epochs": 1000}),
+    ("sh-simclr", "compressed", "cifar10", {"epochs": 10, "width": 32, "weight_decay": 1e-6}),
+    ("sh-resnet50", "mlp", "cifar10", {"image_size": 16, "arch": "resnet50"}),
+    ("sh-byol", "short", "cifar10", SH | {"epochs": 50}),
+    ("sh-byol-sparsehead", "paper", "stl10", SH | STL | {"embedding": None, "momentum": 0.99}),
+    ("noproj-lastlayer-0.1", "paper", "cifar10", {"reg": "lastlayer", "reg_weight": 0.1}),
+]
+PLACE = ("noproj-lastlayer", "mini", "cifar10")
 # A script as the plan sees one: it locks its folder, saves when it is stopped, waits where there is a gate.
 SCRIPT = f"""
 import fcntl, json, os, pathlib, signal, sys
@@ -38,6 +73,66 @@ if out.parts[-2] in codes:
 (out / "result.json").write_text(json.dumps(result))
 """
 TABLE_2 = ("run", "table2", "--scale=mini", "--seeds=0", "--datasets=cifar10")
+
+
+def test_tables_have_the_papers_rows_with_ll_or_sparseheads_recipe_and_no_scale_ends_within_a_warmup():
+    assert {table: len(rows.of(table)) for table in COUNTS} == COUNTS
+    for row in (row for row in rows.ROWS if row.tables != "clock"):
+        name = row.name
+        found = rows.arguments(name, "paper", "cifar100")
+        recipe, temperature = (SH, 0.5) if row.tables == "sparsehead-table" else (LL, 0.2)
+        assert found.items() >= recipe.items() and found.get("temperature", temperature) == temperature
+        assert found["arch"] == ("resnet50" if "resnet50" in name else "resnet18")
+        weight = {"werank": 0.1, "lastlayer": 1.0, "sparsehead": 1e-4}.get(name.split("-")[-1], 0.0)
+        if row.tables != "weights":
+            assert (found["reg"], found["reg_weight"]) == (name.split("-")[-1] if weight else "none", weight)
+    places = product(rows.ROWS, rows.SCALES, ("cifar10", "imagenet100", "imagenet"))
+    each = [rows.arguments(row.name, scale, dataset) for row, scale, dataset in places]
+    assert all(args["warmup_epochs"] < args["epochs"] for args in each)
+
+
+@pytest.mark.parametrize("name, scale, dataset, wanted", WANTED)
+def test_a_rows_script_understands_its_command_as_the_paper_has_it(name, scale, dataset, wanted):
+    assert rows.arguments(name, scale, dataset).items() >= wanted.items()
+
+
+@pytest.mark.parametrize("name, other", [(row.name, row.same_as) for row in rows.ROWS if row.same_as])
+def test_an_alias_is_the_same_run_to_the_last_digit(finished, name, other):
+    one, two = (rows.arguments(row, "paper", "cifar10") for row in (name, other))
+    assert [key for key in one.keys() & two.keys() if one[key] != two[key]] == []
+    one, two = (comparable(finished(rows.ROW[row].command))[1] for row in (name, other))
+    shared = two.keys() - {"config"}
+    assert "weight_spectra" in shared and [key for key in shared if one[key] != two[key]] == []
+
+
+def recorded(script="simclr.py", **changes):
+    """The configuration of a committed result of PLACE, with changed arguments."""
+    config = read(ROOT / "results/mini/cifar10/noproj-lastlayer", "seed0.json")["config"]
+    return config | {"script": script, "arguments": config["arguments"] | changes}
+
+
+def test_a_result_with_another_argument_or_script_or_of_another_place_is_not_the_rows():
+    other = {"epochs": 200, "width": 64, "train_size": None, "batch_size": 256, "lr": 0.03, "reg": "werank"}
+    other |= {"weight_decay": 1e-6, "reg_weight": 0.1, "reg_on": "projector", "optimizer": "adam"}
+    other |= {"projector": "mlp", "temperature": 0.5, "cross_view": True, "crop_scale": [0.2, 1.0]}
+    other |= {"arch": "mlp", "stem": "imagenet", "image_size": 64, "dataset": "cifar100", "fixed_dims": 4}
+    other |= {"subvector": "random"}
+    for key, value in other.items():
+        assert rows.mismatch(recorded(**{key: value}), *PLACE).startswith(f"{key} {value}, not ")
+    for place in (("noproj", *PLACE[1:]), (PLACE[0], "short", "cifar10"), (*PLACE[:2], "stl10")):
+        assert rows.mismatch(recorded(), *place)
+    assert rows.mismatch(recorded("barlow.py"), *PLACE) == "made by barlow.py, not simclr.py"
+    for config in (None, [], {}, {"script": "simclr.py", "arguments": 1}, recorded(batch_size="8", lr=None)):
+        assert "can't be read" in rows.mismatch(config, *PLACE)
+
+
+def test_what_may_differ_between_runs_of_a_row():
+    config = recorded(device="cuda:1", compile=True, precision="bf16", seed=5, eval_every=1)
+    del config["arguments"]["cross_view"]  # a result from before that argument
+    assert rows.mismatch(config, *PLACE) == ""
+    own = ("mine", "mini", "mine")  # a row of one's own has the scale's length and size
+    assert rows.mismatch(recorded("mine.py", temperature=9, dataset="mine"), *own) == ""
+    assert rows.mismatch(recorded("mine.py", epochs=6), *own) == "epochs 6, not 5"
 
 
 @pytest.fixture
@@ -76,6 +171,8 @@ def test_runs_come_seed_by_seed_in_the_order_of_rows_and_those_of_aliases_once()
 
 
 def test_a_row_that_starts_from_an_encoder_comes_behind_it_and_is_of_no_other(folder):
+    words = rows.command("ft1-simclr", "mlp", "tiny-imagenet")
+    assert words[words.index("--image-size") + 1] == "16"  # as the encoder's
     runs = plan.runs_of(["finetune-table"], "mini", [0], ["cifar10"])
     bases = [run for run in runs if run.encoder]
     assert len(runs) == 20 and runs[:6] == bases and {run.base for run in runs} == {None, *bases}
@@ -115,18 +212,16 @@ def test_an_encoder_that_is_gone_is_made_again_from_the_checkpoint(folder):
     assert run.folder.with_suffix(".log").read_text().endswith(" --resume\né ready None --overwrite\n")
 
 
-OF_PAPERS = [table for table in rows.TABLES if table != "clock"]
-
-
-@pytest.mark.parametrize("targets", [["all"], OF_PAPERS, ["clock"]], ids=["all", "tables", "clock"])
+@pytest.mark.parametrize("targets", [["all"], [*rows.TABLES]], ids=["all", "tables"])
 def test_make_hands_all_tables_to_plans_of_one_deadline_and_then_reports(folder, targets):
     variables = ("SCALE=short", "SEEDS=0 1", "DATASETS=stl10", "BUDGET=9m", "JOBS=2", "DATA=d")
     lines = [shlex.split(line) for line in make(folder, "-n", *targets, *variables).stdout.splitlines()]
     plans = [line[line.index("plan.py") + 1 :] for line in lines if "plan.py" in line]
-    options = ["--scale=short", "--seeds=0 1", "--datasets=stl10", "--data=d", "--jobs=2", "--gpus=1"]
-    options += ["--budget=9m"]
-    tables = [OF_PAPERS] if targets == ["all"] else [[table] for table in targets]
-    assert [line[:-1] for line in plans] == [["run", *names, *options] for names in tables]
+    flags = shlex.split("--scale=short '--seeds=0 1' --datasets=stl10 --data=d --jobs=2 --gpus=1 --budget=9m")
+    tables = [[table] for table in targets]
+    if targets == ["all"]:
+        tables = [[table for table in rows.TABLES if table != "clock"]]
+    assert [line[:-1] for line in plans] == [["run", *names, *flags] for names in tables]
     assert len({line[-1] for line in plans}) == 1 and plans[0][-1].startswith("--since=")
     last = ["--figures"] if targets == ["all"] else ["--table", targets[-1], "--scale", "short"]
     assert [sys.executable, "report.py"] in lines
@@ -160,10 +255,8 @@ def test_results_of_their_row_are_skipped_others_trained_again_and_failures_name
     for name, code in codes.items():
         assert f"{name}/seed0 ended with exit code {code}, log runs/mini/cifar10/{name}/seed0.log" in done.err
     assert not run_of("cs-lastlayer").folder.exists()  # of what never began nothing is written
-    left = (
-        "next mini/cifar10/noproj/seed0, which needs ? min; all need ? min, one by one (some not timed yet)"
-    )
-    assert done.out.endswith(f"4 of 12 runs done; {left}\n")
+    left = "noproj/seed0, which needs ? min; all need ? min, one by one (some not timed yet)"
+    assert done.out.endswith(f"4 of 12 runs done; next mini/cifar10/{left}\n")
     os.remove("codes")
     assert script("plan.py", *TABLE_2).out.endswith("12 of 12 runs done\n")
     log = run_of("noproj").folder.with_suffix(".log").read_text()
@@ -178,17 +271,12 @@ def start(*arguments):
     return subprocess.Popen(command, text=True, start_new_session=True, **pipes)
 
 
-def lines_with(process, text, count):
-    """The next lines of a process that have the text."""
-    return [next(line for line in process.stdout if text in line) for _ in range(count)]
-
-
 @pytest.mark.parametrize("number, to", [(signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill)])
 def test_a_signal_stops_both_jobs_which_save_and_the_plan_says_what_is_left(folder, number, to):
     os.mkfifo("gate")
     process = start("--jobs=2")
     both = ["mini/cifar10/simclr-werank/seed0", "mini/cifar10/simclr/seed0"]
-    ready = sorted(lines_with(process, " ready ", 2))
+    ready = sorted(islice((line for line in process.stdout if " ready " in line), 2))
     assert ready == [f"{run}: é ready {max(1, os.cpu_count() // 2)} --resume\n" for run in both]
     to(process.pid, number)
     *stopped, last = process.communicate(timeout=100)[0].splitlines()
@@ -200,7 +288,7 @@ def test_a_signal_stops_both_jobs_which_save_and_the_plan_says_what_is_left(fold
 def test_a_killed_plan_loses_no_run(folder, script, monkeypatch):
     os.mkfifo("gate")
     killed = start()
-    lines_with(killed, " ready ", 1)
+    next(line for line in killed.stdout if " ready " in line)
     killed.kill()
     said = []
 
@@ -232,9 +320,7 @@ def timed_run(run, epochs, finished, seconds=60.0, device="d"):
 
 
 def test_a_pace_counts_evaluations_and_what_follows_the_last_epoch(folder):
-    run = timed_run(
-        run_of("simclr"), 5, finished=True
-    )  # 320 s of training since the config was written at 1000
+    run = timed_run(run_of("simclr"), 5, finished=True)  # 320 s of training, since 1000
     os.utime(run.folder / "metrics.jsonl", (1420, 1420))
     os.utime(run.folder / "result.json", (1450, 1450))
     assert set(plan.paces().values()) == {(60 + 100 / 5, 15 + 20 + 30)}

@@ -101,9 +101,7 @@ REFUSED = [  # flags, code that runs before, the error
 
 
 @pytest.mark.parametrize("flags, before, error", REFUSED)
-def test_an_error_of_one_process_or_of_all_is_one_line_and_exit_code_2_of_each(
-    flags, before, error, start, tmp_path
-):
+def test_an_error_of_one_process_or_of_all_is_a_line_and_code_2(flags, before, error, start, tmp_path):
     (tmp_path / "file").write_text("")
     done = start(f"{MLP} {flags}", before, processes=2)
     assert done.returncode == [2, 2] and re.fullmatch(f"simclr.py: error: {error}\n", done.err), done.err
@@ -133,7 +131,6 @@ def test_a_batch_reaches_every_process_in_the_order_of_one(monkeypatch):
     parts = []
     for rank in range(3):
         monkeypatch.setattr(common, "process_index", lambda rank=rank: rank)
-        mapped = data._replace(mapped=rank > 0)
-        parts.append(torch.stack(list(common.batches(mapped, order, 12, 1, cpu))))
+        parts.append(torch.stack(list(common.batches(data._replace(mapped=rank > 0), order, 12, 1, cpu))))
     assert whole.shape == (3, 12, 1) and torch.equal(torch.cat(parts, 1), whole)
     assert torch.equal(whole.flatten(), order[12:48])

@@ -24,257 +24,35 @@ KILL = "os.kill(os.getpid(), signal.SIGKILL)"
 INTERRUPT = "os.kill(os.getpid(), signal.SIGINT)"
 TERMINATE = "os.kill(os.getpid(), signal.SIGTERM)"
 HALF_WRITTEN = f"os.ftruncate(args[0], 9); {KILL}"
-
-
-@pytest.fixture
-def copied(whole, tmp_path):
-    """A copy of the whole run in tmp_path/run."""
-    return shutil.copytree(whole, tmp_path / "run")
-
-
-def test_a_run_folder_holds_all_that_is_promised(whole):
-    files = {"config.json", "metrics.jsonl", "checkpoint.pt", "encoder.pt", "result.json"}
-    assert {path.name for path in whole.iterdir()} == files
-    weights = torch.load(whole / "encoder.pt", weights_only=True)
-    assert {*weights, "fc.weight", "fc.bias"} == set(torchvision.models.resnet18().state_dict())
-    result = read(whole)
-    shares = ("knn200", "knn5", "knn200_z", "linear_top1", "linear_top5")
-    assert all(0 <= result[key] <= 100 for key in shares)
-    for key in ("spectra", "bare_spectra", "rankme", "min_max_ratio", "covariance"):
-        assert set(result[key]) == set(common.LAYERS) and None not in result[key].values()
-    assert set(result["start"]) >= {"knn200", "spectra", "bare_spectra", "weight_spectra", "rankme"}
-    assert result["config"] == read(whole, "config.json")
-    assert result["config"]["torch"] == torch.__version__ and "git" in result["config"]
-    assert result["config"]["arguments"]["lr"] == 0.06 * 32 / 128
-    assert result["decay_horizon"] == pytest.approx(10 * 5e-4 * 0.015 * (6 / 2 + 0.5))  # Σ of the cosine
-
-
-def test_the_history_is_what_metrics_say_of_every_evaluation(whole):
-    result = read(whole)
-    first, last = lines = read(whole, "metrics.jsonl")
-    assert [first["epoch"], last["epoch"]] == [1, 2] and result["history"] == lines
-    best = first if first["knn200"] >= last["knn200"] else last
-    assert result["best"] == {"knn200": best["knn200"], "epoch": best["epoch"]}
-    final = {**common.ranks(torch.tensor(result["spectra"]["h"])), "rankme": result["rankme"]["h"]}
-    final |= {"knn200": result["knn200"]}
-    assert {key: last[key] for key in final} == pytest.approx(final, rel=1e-4)
-
-
 NAN = "return original(*args, **kwargs) * float('nan')"
 MEMORY = "raise common.torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.')"
-STEP = ("Training.train_on", 5, INTERRUPT, 130, 5, "step 5 of 6")
+STREAMS = [("2>&- --epochs 1", 0, 0), (">&- 2>&- --epochs 0", 2, 0), (">/dev/full --epochs 1", 2, 1)]
+STREAMS += [("2>/dev/full --device meta", 2, 0)]
+SLOW = dict.fromkeys(("simclr.py", "directclr.py", "barlow.py", "byol.py", "finetune.py"), "torch")
+SLOW |= dict.fromkeys(("plan.py", "report.py", "plot_spectra.py"), "torch") | {"toy_linear.py": "matplotlib"}
+ANOTHER = [("", {}, "this run already"), ("--seed 1", {}, "seed is 0 there, 1 here")]
+ANOTHER += [("--no-projector --resume", {}, "projector is mlp there, none here")]
+ANOTHER += [("--resume", {"script": "mine.py"}, "script is mine.py there, simclr.py here")]
+NOTED = [("result.json", "another --compile", True), ("result.json checkpoint.pt", "begins anew", False)]
+DAMAGED = [("result.json", "null"), ("result.json", "{}"), ("config.json", "{"), ("checkpoint.pt", "no")]
+DAMAGED += [("checkpoint.pt", lambda _: torch.ones(2)), ("checkpoint.pt", lambda _: {})]
+DAMAGED += [("checkpoint.pt", lambda state: state | {"metrics": []})]
+COPIES = [("simclr.py", "--no-projector --fixed-dims 0.125", "cs-d28-k0"), ("README.md", "", "my-method")]
+STEP = (("Training.train_on", 5, INTERRUPT), 130, 5, "step 5 of 6")
 ENDS = [  # what happens at which call of a function; exit code, step of the checkpoint, what the line says
-    ("simclr.py", "info_nce", 1, KILL, -9, None, ""),
-    ("simclr.py", "info_nce", 5, KILL, -9, 1, ""),
-    ("simclr.py", "write_json", 2, KILL, -9, 6, ""),  # after the last evaluation
-    ("simclr.py", "info_nce", 3, TERMINATE, 143, 3, "step 3 of 6"),  # in the last step of an epoch
-    ("simclr.py", "info_nce", 5, INTERRUPT, 130, 5, "step 5 of 6"),
-    ("simclr.py", "write_tensors", 2, INTERRUPT, 130, 6, "step 6 of 6"),  # as the last checkpoint is written
-    ("simclr.py", "linear_probe", 1, TERMINATE, 143, 6, ""),
-    ("simclr.py", "os.replace", 2, KILL, -9, None, ""),  # as a checkpoint is about to take its name
-    ("simclr.py", "os.fsync", 5, HALF_WRITTEN, -9, 1, ""),
-    ("simclr.py", "info_nce", 5, NAN, 1, 1, "not finite"),
-    ("simclr.py", "info_nce", 5, MEMORY, 1, 1, "a smaller --batch-size or --width"),
+    ("simclr.py", ("info_nce", 5, KILL), -9, 1, ""),
+    ("simclr.py", ("write_json", 2, KILL), -9, 6, ""),  # after the last evaluation
+    ("simclr.py", ("info_nce", 3, TERMINATE), 143, 3, "step 3 of 6"),  # in the last step of an epoch
+    ("simclr.py", ("write_tensors", 2, INTERRUPT), 130, 6, "step 6 of 6"),  # as the last one is written
+    ("simclr.py", ("linear_probe", 1, TERMINATE), 143, 6, ""),
+    ("simclr.py", ("os.replace", 2, KILL), -9, None, ""),  # as a checkpoint is about to take its name
+    ("simclr.py", ("os.fsync", 5, HALF_WRITTEN), -9, 1, ""),
+    ("simclr.py", ("info_nce", 5, NAN), 1, 1, "not finite"),
+    ("simclr.py", ("info_nce", 5, MEMORY), 1, 1, "a smaller --batch-size or --width"),
     ("simclr.py --no-projector --reg lastlayer --optimizer adam", *STEP),
     ("directclr.py --subvector random", *STEP),
     ("byol.py --hidden 8 --embedding 8", *STEP),
 ]
-
-
-@pytest.mark.parametrize("row, function, call, action, code, step, says", ENDS)
-def test_interrupted_and_resumed_a_run_ends_bit_identical(
-    tmp_path, finished, start, row, function, call, action, code, step, says
-):
-    stopped = start(f"{row} --resume", sabotage(function, call, action))
-    assert stopped.returncode == code and says in stopped.err, stopped.err
-    assert len(stopped.err.splitlines()) == bool(says)
-    checkpoint = tmp_path / "run" / "checkpoint.pt"
-    left = torch.load(checkpoint, weights_only=True)["step"] if checkpoint.exists() else None
-    assert left == step and not (tmp_path / "run" / "result.json").exists()
-    assert start(f"{row} --resume").returncode == 0
-    assert comparable(tmp_path / "run") == comparable(finished(row))
-    assert not list((tmp_path / "run").glob("*.tmp"))
-
-
-def test_evaluating_and_saving_do_not_count_as_training(tmp_path, start):
-    slow = sabotage("knn_accuracy", 2, "common.time.sleep(2)")  # the first of them is before the first step
-    slow += sabotage("write_tensors", 1, "common.time.sleep(2)")
-    assert start("simclr.py --arch mlp", slow).returncode == 0
-    assert read(tmp_path / "run")["seconds"] < 2
-
-
-def test_a_kill_while_a_run_is_overwritten_leaves_a_folder_that_can_be_used(copied, start):
-    for function, call in (("Path.unlink", 3), ("write_json", 1)):
-        killed = start("simclr.py --seed 1 --overwrite", sabotage(function, call, KILL))
-        assert killed.returncode == -9 and (copied / "config.json").exists()
-    assert start("simclr.py --seed 1 --resume").returncode == 0
-    assert read(copied)["config"]["arguments"]["seed"] == 1
-
-
-@pytest.mark.parametrize(
-    "streams, code, lines",
-    [
-        ("2>&- --epochs 1", 0, 0),
-        (">&- 2>&- --epochs 0", 2, 0),
-        (">/dev/full --epochs 1", 2, 1),
-        ("2>/dev/full --device meta", 2, 0),
-    ],
-)
-def test_closed_streams_are_no_error_and_full_ones_a_line(streams, code, lines, tmp_path, tiny, monkeypatch):
-    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # with it every line is written at once
-    flags = " ".join(map(str, TINY_RUN[:4]))
-    command = f"{sys.executable} {ROOT}/simclr.py --dataset {tiny} --arch mlp --device cpu {flags} {streams}"
-    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, check=False, stderr=subprocess.PIPE, text=True)
-    assert done.returncode == code and done.stderr.count("error") == lines, done.stderr
-    assert "Traceback" not in done.stderr and "ignored" not in done.stderr
-
-
-def test_streams_of_a_notebook_are_no_error(start):
-    assert start("simclr.py --epochs 1", "import io\nsys.stdout = io.StringIO()").returncode == 0
-
-
-def test_a_full_disk_is_one_line(tmp_path, start):
-    full = """
-import resource, signal
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-"""
-    done = start("simclr.py", full)
-    assert done.returncode == 2 and "too large" in done.err and len(done.err.splitlines()) == 1
-    assert not list((tmp_path / "run").glob("*.tmp"))
-
-
-def test_ctrl_c_is_ctrl_c_where_stdout_can_not_be_written_too(start):
-    full = "sys.stdout = open('/dev/full', 'w')\n" + sabotage("Training.train_on", 3, INTERRUPT)
-    done = start("simclr.py", full)
-    assert done.returncode == 130 and done.err == "stopped after step 3 of 6; --resume continues\n"
-
-
-SLOW = dict.fromkeys(("simclr.py", "directclr.py", "barlow.py", "byol.py", "finetune.py"), "torch")
-SLOW |= dict.fromkeys(("plan.py", "report.py", "plot_spectra.py"), "torch") | {"toy_linear.py": "matplotlib"}
-
-
-@pytest.mark.parametrize("name", SLOW)
-def test_ctrl_c_during_imports_gives_no_traceback(name, tmp_path, monkeypatch):
-    (tmp_path / SLOW[name]).mkdir()
-    slow = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n"
-    (tmp_path / SLOW[name] / "__init__.py").write_text(slow)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    done = run_process(tmp_path, ROOT / name)
-    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
-
-
-def contents(folder):
-    return {path: path.read_bytes() for path in folder.iterdir()}
-
-
-@pytest.mark.parametrize(
-    "flags, there, says",
-    [
-        ("", {}, "this run already"),
-        ("--seed 1", {}, "seed is 0 there, 1 here"),
-        ("--seed 1 --resume", {}, "seed is 0 there, 1 here"),
-        ("--no-projector --resume", {}, "projector is mlp there, none here"),
-        ("--resume", {"script": "mine.py"}, "script is mine.py there, simclr.py here"),
-    ],
-)
-def test_another_runs_folder_is_never_touched(copied, start, flags, there, says):
-    common.write_json(copied / "config.json", read(copied, "config.json") | there)
-    before = contents(copied)
-    done = start(f"simclr.py {flags}")
-    assert done.returncode == 2 and len(done.err.splitlines()) == 1
-    for word in (says, "--resume", "--out", "--overwrite"):
-        assert word in done.err
-    assert contents(copied) == before
-
-
-def test_arguments_of_ones_own_may_be_paths_and_have_any_name():
-    args = SimpleNamespace(device="cpu", name="a", script=Path("b"), data="c")
-    config = common._configuration(args, "row") | {"data": "96 images"}
-    assert config["arguments"] == {"device": "cpu", "name": "a", "script": "b", "data": "c"}
-    common._require_same_run(Path("run"), config, config, True)
-    for key in ("name", "script", "data"):
-        other = config | {"arguments": config["arguments"] | {key: "z"}}
-        with pytest.raises(common.UserError, match=f"another run, {key} is z there"):
-            common._require_same_run(Path("run"), other, config, True)
-
-
-def test_a_run_on_data_that_has_changed_is_another_run(copied, script, tiny):
-    arrays = dict(np.load(tiny))
-    arrays["x_test"][3, 2, 1] += 1
-    np.savez(copied.parent / tiny.name, **arrays)
-    done = script("simclr.py", "--dataset", tiny.name, *TINY_RUN, "--out", "run", "--resume")
-    assert done.returncode == 2 and "data is 96 + 40 images" in done.err and "dataset" not in done.err
-    shutil.copyfile(tiny, copied.parent / tiny.name)
-    done = script("simclr.py", "--dataset", tiny.name, *TINY_RUN, "--out", "run", "--resume")
-    assert done.returncode == 0 and "finished" in done.out  # the same data elsewhere
-
-
-def test_a_finished_run_is_not_run_again(copied, start):
-    (copied / "checkpoint.pt").write_bytes(b"damaged")  # it is not needed any more
-    before = contents(copied)
-    done = start("simclr.py --resume")
-    assert done.returncode == 0 and "finished" in done.out and contents(copied) == before
-
-
-@pytest.mark.parametrize("key, was, name", [("code", 5, "simclr.py or common.py"), ("torch", "0.0", "torch")])
-def test_a_run_of_another_version_is_continued_with_a_note(copied, start, key, was, name):
-    (copied / "result.json").unlink()
-    config = read(copied, "config.json")
-    put(copied / "config.json", config | {key: was})
-    done = start("simclr.py --resume")
-    assert done.returncode == 0 and f"was begun with another version of {name}\n" in done.err
-    assert read(copied)["config"][key] == f"{was} {config[key]}"
-    (copied / "result.json").unlink()
-    assert "version" not in start("simclr.py --resume").err
-
-
-NOTED = [
-    (("result.json",), "another --compile", True),
-    (("result.json", "checkpoint.pt"), "begins anew", False),
-]
-
-
-@pytest.mark.parametrize("gone, said, compiled", NOTED)
-def test_what_is_not_continued_bit_for_bit_is_a_note(copied, start, gone, said, compiled):
-    for name in gone:
-        (copied / name).unlink()
-    config = read(copied, "config.json")
-    put(copied / "config.json", config | {"arguments": config["arguments"] | {"compile": True}})
-    done = start("simclr.py --resume")
-    assert done.returncode == 0 and done.err.startswith(f"note: {copied.name} ") and said in done.err
-    assert len(done.err.splitlines()) == 1 and read(copied)["config"]["arguments"]["compile"] == compiled
-
-
-@pytest.mark.parametrize(
-    "flag, gone", [("--overwrite", ()), ("", ("checkpoint.pt", "encoder.pt", "result.json"))]
-)
-def test_a_run_is_replaced_if_told_or_if_it_failed_before_its_first_checkpoint(copied, start, flag, gone):
-    for name in gone:
-        (copied / name).unlink()
-    assert start(f"simclr.py --seed 1 --epochs 1 {flag}").returncode == 0
-    config = read(copied, "config.json")
-    assert config == read(copied)["config"] and config["arguments"]["seed"] == 1
-    assert len(read(copied, "metrics.jsonl")) == 1
-
-
-DAMAGED = [("result.json", "null"), ("result.json", "{}"), ("config.json", "{"), ("checkpoint.pt", "no")]
-DAMAGED += [("checkpoint.pt", lambda _: torch.ones(2)), ("checkpoint.pt", lambda _: {})]
-DAMAGED += [("checkpoint.pt", lambda state: state | {"metrics": []})]
-
-
-@pytest.mark.parametrize("file, content", DAMAGED)
-def test_damaged_runs_are_named(copied, start, file, content):
-    if file != "result.json":
-        (copied / "result.json").unlink()
-    if isinstance(content, str):
-        put(copied / file, content)
-    else:
-        torch.save(content(torch.load(copied / file)), copied / file)
-    done = start("simclr.py --resume")
-    assert done.returncode == 2 and len(done.err.splitlines()) == 1 and file in done.err
-
-
 # Command lines with a semicolon between them. An error names the last flag and what it is set to with "=", or
 # what stands behind "=>".
 REFUSED = {
@@ -336,6 +114,214 @@ REFUSED = {
         --out /dev/null/x; T8 T1 => T8; T1 --data-dir data; T8 --dataset none.npz => none.npz""",
 }
 LINES = [(name, line.strip()) for name, lines in REFUSED.items() for line in lines.split(";")]
+ONES = torch.ones(4, 4)
+ZEROS = torch.zeros(4).long()
+INFO_NCE = [(ONES[:1], ONES[:1]), (ONES, torch.ones(5, 4)), (ONES[0], ONES[0]), (ONES, ONES, 0.0)]
+AUGMENT = [{"size": 0}, {"scale": (0, 1)}, {"scale": (0.5, 0.2)}, {"scale": (0.5, 1.5)}, {"flip": 1.2}]
+AUGMENT += [{"jitter": (0.4, 0.4, 0.4)}, {"jitter": (0, 0, 0, 0.6)}, {"jitter": (-1, 0, 0, 0)}]
+AUGMENT += [{"grey_p": -0.1}]
+IMAGES = [torch.zeros(2, 3, 8, 8), torch.zeros(2, 8, 8, 3, dtype=torch.uint8)]
+FEATURES = [(ONES * np.nan, ZEROS), (ONES / 0, ZEROS), (ONES, ZEROS - 1)]
+FEATURES = [pair for bad in FEATURES for pair in ((*bad, ONES, ZEROS), (ONES, ZEROS, *bad))]
+CALLS = [partial(common.info_nce, *z) for z in (*INFO_NCE, (ONES, ONES, np.nan))]
+CALLS += [partial(common.Augment, **{"size": 8, **bad}) for bad in AUGMENT]
+CALLS += [partial(common.Augment(8), x) for x in IMAGES]
+CALLS += [partial(common.resnet, *bad) for bad in (("vgg",), ("resnet18", "vgg"), ("resnet18", "cifar", 0))]
+CALLS += [partial(common.projector, *bad) for bad in (("resnet", 16), ("mlp", 16, 0), ("linear", 16, 16, 0))]
+CALLS += [partial(simclr.matrix_projector, "lowrank", 16, rank) for rank in (0, 17)]
+CALLS += [partial(simclr.matrix_projector, "other", 16)]
+CALLS += [partial(common.encoder_end, torch.nn.Flatten())]
+CALLS += [partial(common.features, torch.nn.Conv2d(3, 4, 3), None, IMAGES[1].transpose(1, 3))]  # no (B, D)
+OTHER_SIZE = (SimpleNamespace(image_size=16), SimpleNamespace(x_train=IMAGES[0]))
+CALLS += [partial(common.Training, *OTHER_SIZE, None, None, None)]
+CALLS += [partial(f, *bad) for f in (common.knn_accuracy, common.linear_probe) for bad in FEATURES]
+
+
+@pytest.fixture
+def copied(whole, tmp_path):
+    """A copy of the whole run in tmp_path/run."""
+    return shutil.copytree(whole, tmp_path / "run")
+
+
+def test_a_run_folder_holds_all_that_is_promised(whole, tiny):
+    files = {"config.json", "metrics.jsonl", "checkpoint.pt", "encoder.pt", "result.json"}
+    assert {path.name for path in whole.iterdir()} == files
+    weights = torch.load(whole / "encoder.pt", weights_only=True)
+    assert {*weights, "fc.weight", "fc.bias"} == set(torchvision.models.resnet18().state_dict())
+    result = read(whole)
+    shares = ("knn200", "knn5", "knn200_z", "linear_top1", "linear_top5")
+    assert all(0 <= result[key] <= 100 for key in shares)
+    for key in ("spectra", "bare_spectra", "rankme", "min_max_ratio", "covariance"):
+        assert set(result[key]) == set(common.LAYERS) and None not in result[key].values()
+    assert set(result["start"]) >= {"knn200", "spectra", "bare_spectra", "weight_spectra", "rankme"}
+    assert result["config"] == read(whole, "config.json")
+    assert result["config"]["torch"] == torch.__version__ and "git" in result["config"]
+    assert result["config"]["arguments"]["lr"] == 0.06 * 32 / 128
+    assert result["decay_horizon"] == pytest.approx(10 * 5e-4 * 0.015 * (6 / 2 + 0.5))  # Σ of the cosine
+    encoder, _ = common.load_encoder(whole / "encoder.pt")
+    spectra = common.layer_statistics(encoder, None, common.load_dataset(tiny).x_test)["spectra"]
+    for layer in ("h", "penultimate", "layer3"):
+        np.testing.assert_allclose(spectra[layer], result["spectra"][layer], rtol=1e-3, atol=1e-9)
+
+
+def test_the_history_is_what_metrics_say_of_every_evaluation(whole):
+    result = read(whole)
+    first, last = lines = read(whole, "metrics.jsonl")
+    assert [first["epoch"], last["epoch"]] == [1, 2] and result["history"] == lines
+    best = first if first["knn200"] >= last["knn200"] else last
+    assert result["best"] == {"knn200": best["knn200"], "epoch": best["epoch"]}
+    final = {**common.ranks(torch.tensor(result["spectra"]["h"])), "rankme": result["rankme"]["h"]}
+    final |= {"knn200": result["knn200"]}
+    assert {key: last[key] for key in final} == pytest.approx(final, rel=1e-4)
+
+
+@pytest.mark.parametrize("row, stop, code, step, says", ENDS)
+def test_interrupted_and_resumed_is_bit_identical(tmp_path, finished, start, row, stop, code, step, says):
+    stopped = start(f"{row} --resume", sabotage(*stop))
+    assert stopped.returncode == code and says in stopped.err, stopped.err
+    assert len(stopped.err.splitlines()) == bool(says)
+    checkpoint = tmp_path / "run" / "checkpoint.pt"
+    left = torch.load(checkpoint, weights_only=True)["step"] if checkpoint.exists() else None
+    assert left == step and not (tmp_path / "run" / "result.json").exists()
+    assert start(f"{row} --resume").returncode == 0
+    assert comparable(tmp_path / "run") == comparable(finished(row))
+    assert not list((tmp_path / "run").glob("*.tmp"))
+
+
+def test_evaluating_and_saving_do_not_count_as_training(tmp_path, start):
+    slow = sabotage("knn_accuracy", 2, "common.time.sleep(2)")  # the first of them is before the first step
+    slow += sabotage("write_tensors", 1, "common.time.sleep(2)")
+    assert start("simclr.py --arch mlp", slow).returncode == 0
+    assert read(tmp_path / "run")["seconds"] < 2
+
+
+def test_a_kill_while_a_run_is_overwritten_leaves_a_folder_that_can_be_used(copied, start):
+    for function, call in (("Path.unlink", 3), ("write_json", 1)):
+        killed = start("simclr.py --seed 1 --overwrite", sabotage(function, call, KILL))
+        assert killed.returncode == -9 and (copied / "config.json").exists()
+    assert start("simclr.py --seed 1 --resume").returncode == 0
+    assert read(copied)["config"]["arguments"]["seed"] == 1
+
+
+@pytest.mark.parametrize("streams, code, lines", STREAMS)
+def test_closed_streams_are_no_error_and_full_ones_a_line(streams, code, lines, tmp_path, tiny, monkeypatch):
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # with it every line is written at once
+    flags = " ".join(map(str, TINY_RUN[:4]))
+    command = f"{sys.executable} {ROOT}/simclr.py --dataset {tiny} --arch mlp --device cpu {flags} {streams}"
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, check=False, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == code and done.stderr.count("error") == lines, done.stderr
+    assert "Traceback" not in done.stderr and "ignored" not in done.stderr
+
+
+def test_a_full_disk_is_one_line(tmp_path, start):
+    done = start("simclr.py", "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))")
+    assert done.returncode == 2 and "too large" in done.err and len(done.err.splitlines()) == 1
+    assert not list((tmp_path / "run").glob("*.tmp"))
+
+
+def test_a_notebooks_stdout_is_no_error_and_ctrl_c_is_ctrl_c_where_it_is_full_too(start):
+    assert start("simclr.py --epochs 1", "import io\nsys.stdout = io.StringIO()").returncode == 0
+    full = "sys.stdout = open('/dev/full', 'w')\n" + sabotage("Training.train_on", 3, INTERRUPT)
+    done = start("simclr.py --overwrite", full)
+    assert done.returncode == 130 and done.err == "stopped after step 3 of 6; --resume continues\n"
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_ctrl_c_during_imports_gives_no_traceback(name, tmp_path, monkeypatch):
+    (tmp_path / SLOW[name]).mkdir()
+    slow = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n"
+    (tmp_path / SLOW[name] / "__init__.py").write_text(slow)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    done = run_process(tmp_path, ROOT / name)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("flags, there, says", ANOTHER)
+def test_another_runs_folder_is_never_touched(copied, start, flags, there, says):
+    common.write_json(copied / "config.json", read(copied, "config.json") | there)
+    before = contents(copied)
+    done = start(f"simclr.py {flags}")
+    assert done.returncode == 2 and len(done.err.splitlines()) == 1
+    assert all(word in done.err for word in (says, "--resume", "--out", "--overwrite")), done.err
+    assert contents(copied) == before
+
+
+def test_arguments_of_ones_own_may_be_paths_and_have_any_name():
+    args = SimpleNamespace(device="cpu", name="a", script=Path("b"), data="c")
+    config = common._configuration(args, "row") | {"data": "96 images"}
+    assert config["arguments"] == {"device": "cpu", "name": "a", "script": "b", "data": "c"}
+    common._require_same_run(Path("run"), config, config, True)
+    for key in ("name", "script", "data"):
+        other = config | {"arguments": config["arguments"] | {key: "z"}}
+        with pytest.raises(common.UserError, match=f"another run, {key} is z there"):
+            common._require_same_run(Path("run"), other, config, True)
+
+
+def test_a_run_on_data_that_has_changed_is_another_run(copied, script, tiny):
+    arrays = dict(np.load(tiny))
+    arrays["x_test"][3, 2, 1] += 1
+    np.savez(copied.parent / tiny.name, **arrays)
+    done = script("simclr.py", "--dataset", tiny.name, *TINY_RUN, "--out", "run", "--resume")
+    assert done.returncode == 2 and "data is 96 + 40 images" in done.err and "dataset" not in done.err
+    shutil.copyfile(tiny, copied.parent / tiny.name)
+    done = script("simclr.py", "--dataset", tiny.name, *TINY_RUN, "--out", "run", "--resume")
+    assert done.returncode == 0 and "finished" in done.out  # the same data elsewhere
+
+
+def test_a_finished_run_is_not_run_again(copied, start):
+    (copied / "checkpoint.pt").write_bytes(b"damaged")  # it is not needed any more
+    before = contents(copied)
+    done = start("simclr.py --resume")
+    assert done.returncode == 0 and "finished" in done.out and contents(copied) == before
+
+
+@pytest.mark.parametrize("key, was, name", [("code", 5, "simclr.py or common.py"), ("torch", "0.0", "torch")])
+def test_a_run_of_another_version_is_continued_with_a_note(copied, start, key, was, name):
+    (copied / "result.json").unlink()
+    config = read(copied, "config.json")
+    put(copied / "config.json", config | {key: was})
+    done = start("simclr.py --resume")
+    assert done.returncode == 0 and f"was begun with another version of {name}\n" in done.err
+    assert read(copied)["config"][key] == f"{was} {config[key]}"
+    (copied / "result.json").unlink()
+    assert "version" not in start("simclr.py --resume").err
+
+
+@pytest.mark.parametrize("gone, said, compiled", NOTED)
+def test_what_is_not_continued_bit_for_bit_is_a_note(copied, start, gone, said, compiled):
+    for name in gone.split():
+        (copied / name).unlink()
+    config = read(copied, "config.json")
+    put(copied / "config.json", config | {"arguments": config["arguments"] | {"compile": True}})
+    done = start("simclr.py --resume")
+    assert done.returncode == 0 and done.err.startswith(f"note: {copied.name} ") and said in done.err
+    assert len(done.err.splitlines()) == 1 and read(copied)["config"]["arguments"]["compile"] == compiled
+
+
+@pytest.mark.parametrize("flag, gone", [("--overwrite", ""), ("", "checkpoint.pt encoder.pt result.json")])
+def test_a_run_is_replaced_if_told_or_if_it_failed_before_its_first_checkpoint(copied, start, flag, gone):
+    for name in gone.split():
+        (copied / name).unlink()
+    assert start(f"simclr.py --seed 1 --epochs 1 {flag}").returncode == 0
+    config = read(copied, "config.json")
+    assert config == read(copied)["config"] and config["arguments"]["seed"] == 1
+    assert len(read(copied, "metrics.jsonl")) == 1
+
+
+@pytest.mark.parametrize("file, content", DAMAGED)
+def test_damaged_runs_are_named(copied, start, file, content):
+    if file != "result.json":
+        (copied / "result.json").unlink()
+    if isinstance(content, str):
+        put(copied / file, content)
+    else:
+        torch.save(content(torch.load(copied / file)), copied / file)
+    done = start("simclr.py --resume")
+    assert done.returncode == 2 and len(done.err.splitlines()) == 1 and file in done.err
 
 
 @pytest.fixture
@@ -351,8 +337,7 @@ def files(tmp_path, whole):
     np.savez(tmp_path / "one.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
     put(tmp_path / "half" / "config.json", {})
     put(tmp_path / "wrong.json", read(whole) | {"spectra": {"h": "x", "z": "x"}})
-    spectra = read(whole)["spectra"] | {"h": [None] * 8}
-    put(tmp_path / "null.json", read(whole) | {"spectra": spectra})
+    put(tmp_path / "null.json", read(whole) | {"spectra": read(whole)["spectra"] | {"h": [None] * 8}})
     weights = common.MLP(12, 8).state_dict()
     torch.save(weights, tmp_path / "mlp.pt")
     torch.save({name: 1e30 * weight for name, weight in weights.items()}, tmp_path / "huge.pt")
@@ -382,44 +367,18 @@ def test_bad_input_is_one_line_code_2_and_nothing_written(name, line, tiny, whol
     assert set(tmp_path.rglob("*")) == files
 
 
-ONES = torch.ones(4, 4)
-ZEROS = torch.zeros(4).long()
-INFO_NCE = [(ONES[:1], ONES[:1]), (ONES, torch.ones(5, 4)), (ONES[0], ONES[0]), (ONES, ONES, 0.0)]
-AUGMENT = [{"size": 0}, {"scale": (0, 1)}, {"scale": (0.5, 0.2)}, {"scale": (0.5, 1.5)}, {"flip": 1.2}]
-AUGMENT += [{"jitter": (0.4, 0.4, 0.4)}, {"jitter": (0, 0, 0, 0.6)}, {"jitter": (-1, 0, 0, 0)}]
-AUGMENT += [{"grey_p": -0.1}]
-IMAGES = [torch.zeros(2, 3, 8, 8), torch.zeros(2, 8, 8, 3, dtype=torch.uint8)]
-FEATURES = [(ONES * np.nan, ZEROS), (ONES / 0, ZEROS), (ONES, ZEROS - 1)]
-FEATURES = [pair for bad in FEATURES for pair in ((*bad, ONES, ZEROS), (ONES, ZEROS, *bad))]
-CALLS = [partial(common.info_nce, *z) for z in (*INFO_NCE, (ONES, ONES, np.nan))]
-CALLS += [partial(common.Augment, **{"size": 8, **bad}) for bad in AUGMENT]
-CALLS += [partial(common.Augment(8), x) for x in IMAGES]
-CALLS += [partial(common.resnet, *bad) for bad in (("vgg",), ("resnet18", "vgg"), ("resnet18", "cifar", 0))]
-CALLS += [partial(common.projector, *bad) for bad in (("resnet", 16), ("mlp", 16, 0), ("linear", 16, 16, 0))]
-CALLS += [partial(simclr.matrix_projector, "lowrank", 16, rank) for rank in (0, 17)]
-CALLS += [partial(simclr.matrix_projector, "other", 16)]
-CALLS += [partial(common.encoder_end, torch.nn.Flatten())]
-CALLS += [partial(common.features, torch.nn.Conv2d(3, 4, 3), None, IMAGES[1].transpose(1, 3))]  # no (B, D)
-OTHER_SIZE = (SimpleNamespace(image_size=16), SimpleNamespace(x_train=IMAGES[0]))
-CALLS += [partial(common.Training, *OTHER_SIZE, None, None, None)]
-CALLS += [partial(f, *bad) for f in (common.knn_accuracy, common.linear_probe) for bad in FEATURES]
-
-
 @pytest.mark.parametrize("call", CALLS)
 def test_functions_refuse_what_makes_no_sense(call):
     with pytest.raises(common.UserError):
         call()
 
 
-@pytest.mark.parametrize(
-    "source, flags, row",
-    [("simclr.py", ("--no-projector", "--fixed-dims", 0.125), "cs-d28-k0"), ("README.md", (), "my-method")],
-)
+@pytest.mark.parametrize("source, flags, row", COPIES)
 def test_a_script_copied_with_common_into_an_empty_folder_runs(tmp_path, tiny, source, flags, row):
     text = (ROOT / source).read_text()
     shutil.copy(ROOT / "common.py", tmp_path)
     put(tmp_path / "own.py", text.partition("```python\n")[2].partition("```")[0] or text)
-    done = run_process(tmp_path, "own.py", "--dataset", tiny, *TINY_RUN, "--epochs", 1, *flags)
+    done = run_process(tmp_path, "own.py", "--dataset", tiny, *TINY_RUN, "--epochs", 1, *flags.split())
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "runs" / f"tiny-{row}-seed0" / "result.json").exists()
 
@@ -433,12 +392,6 @@ def test_one_image_behind_whole_blocks_of_those_that_train_is_no_error(script, t
 def test_narrow_encoders_train_on_larger_images(start, width):
     # with the wrong memory layout the C library aborts the process
     assert start(f"simclr.py --image-size 64 --width {width} --train-size 32 --epochs 1").returncode == 0
-
-
-def test_the_lastlayer_penalty_makes_the_last_convolutions_rows_orthonormal(finished):
-    folder = finished("simclr.py --no-projector --reg lastlayer --epochs 20 --eval-every 0 --image-size 8")
-    weight = torch.load(folder / "encoder.pt", weights_only=True)["layer4.1.conv2.weight"].flatten(1)
-    assert (weight @ weight.T - torch.eye(32)).abs().max() < 0.1
 
 
 def test_on_real_images_a_short_run_beats_raw_pixels(request, script, tmp_path):
@@ -489,10 +442,3 @@ def test_checkpoints_from_elsewhere_are_read_under_every_usual_name(whole, scrip
     done = script("plot_spectra.py", *words)
     assert done.returncode == 0 and (tmp_path / "figure.pdf").exists(), done.err
     assert re.findall("note: (\\w.*): its first convolution", done.err) == ["plain.pth"]
-
-
-def test_a_checkpoints_spectrum_is_that_of_its_encoder(whole, tiny):
-    encoder, _ = common.load_encoder(whole / "encoder.pt")
-    spectra = common.layer_statistics(encoder, None, common.load_dataset(tiny).x_test)["spectra"]
-    for layer in ("h", "penultimate", "layer3"):
-        np.testing.assert_allclose(spectra[layer], read(whole)["spectra"][layer], rtol=1e-3, atol=1e-9)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import LAID_OUT
 
 import toy_linear as toy
 
@@ -42,8 +43,7 @@ def views(batch=12, k=0.7):
 def gradient(loss, weight, x1, x2):
     """Of the summed loss (DirectCLR eq. 2 is a sum), by the weights."""
     weight = weight.clone().requires_grad_()
-    total = len(x1) * loss(toy.network(weight, x1), toy.network(weight, x2))
-    return torch.autograd.grad(total, weight)[0]
+    return torch.autograd.grad(len(x1) * loss(toy.network(weight, x1), toy.network(weight, x2)), weight)[0]
 
 
 def flow(weight, x1, x2):
@@ -56,11 +56,6 @@ def flow(weight, x1, x2):
 def slope(function, weight, velocity, step=1e-6):
     """The derivative of function(weight) along the velocity, by central differences."""
     return (function(weight + step * velocity) - function(weight - step * velocity)) / (2 * step)
-
-
-TWO = toy.initial_weights("decaying", 2, torch.Generator().manual_seed(0)).double()
-VELOCITY, G, X = flow(TWO, *views())
-(U1, U2), (S1, S2), (VH1, VH2) = torch.linalg.svd(TWO)
 
 
 def alpha(z1, z2, i):
@@ -78,6 +73,9 @@ def vicreg_by_numpy(z1, z2, invariance=25.0, variance=25.0, covariance=1.0):
     return loss
 
 
+TWO = toy.initial_weights("decaying", 2, torch.Generator().manual_seed(0)).double()
+VELOCITY, G, X = flow(TWO, *views())
+(U1, U2), (S1, S2), (VH1, VH2) = torch.linalg.svd(TWO)
 TERMS = ({"covariance": 0}, {"variance": 0}, {"invariance": 0})
 LOSSES = [
     (toy.info_nce_euclidean, lambda p, z: np.mean([-math.log(alpha(p, z, i)[i]) for i in range(len(p))])),
@@ -85,6 +83,12 @@ LOSSES = [
     (common.byol_loss, lambda p, z: np.mean([2 - 2 * a @ b / (a @ a * b @ b) ** 0.5 for a, b in zip(p, z)])),
     (toy.vicreg, vicreg_by_numpy),
     *[(partial(toy.vicreg, **w), partial(vicreg_by_numpy, **w)) for w in TERMS],
+]
+OF_PAPERS = {f"toy-directclr-{n}" for n in (3, 5, 6, 11)} | {f"toy-werank-{n}" for n in range(1, 6)}
+RUNS = [  # arguments, results, claims, an experiment and how many runs it has, figures
+    ("--quick --steps 20 --k 0.1 2", "runs/toy-quick/toy.json", "C1 C2 C3 C4 C5", "T7", 12, OF_PAPERS),
+    ("T4 --layers 6 --steps 5 --public-code --out my", "my/toy.json", "C4", "T4", 24, {"toy-directclr-11"}),
+    ("t8 --steps 3 --batch 64", "runs/toy/toy-images.json", "T8", "T8", 24, {"toy-images-theorem-1"}),
 ]
 
 
@@ -96,7 +100,8 @@ def test_losses_of_a_batch_of_models_equal_loops_one_by_one(loss, reference, b, 
     assert near(loss(z1, z2), expected)
 
 
-def test_growth_matrix_equals_lemma_2_pair_by_pair():
+def test_growth_matrix_is_lemma_2_pair_by_pair_gradients_are_lemmas_1_to_3_and_conserve_as_theorem_2_says():
+    """G = -WX: eq. 6 with its printed minus would give the opposite."""
     (x1, x2), weight = views(7), TWO[0]
     expected = torch.zeros(D, D).double()
     for i in range(7):
@@ -104,10 +109,6 @@ def test_growth_matrix_equals_lemma_2_pair_by_pair():
         expected += sum(share[j] * torch.outer(x1[i] - x1[j], x1[i] - x1[j]) for j in range(7))
         expected -= (1 - share[i]) * torch.outer(x2[i] - x1[i], x2[i] - x1[i])
     assert near(toy.growth_matrix(weight, x1, x2), expected)
-
-
-def test_gradient_of_two_layers_is_that_of_lemmas_1_to_3_and_conserves_what_theorem_2_says():
-    """G = -WX: eq. 6 with its printed minus would give the opposite."""
     (w1, w2), (v1, v2) = TWO, VELOCITY
     assert near(G, -w2 @ w1 @ X) and G.abs().max() > 0.01
     assert near(v1, -w2.T @ G) and near(v2, -G @ w1.T)
@@ -299,19 +300,11 @@ def test_t8_holds_where_x_at_the_start_says_which_directions_vanish(sign):
     assert judged == [sign > 0, sign > 0]
 
 
-OF_PAPERS = {f"toy-directclr-{n}" for n in (3, 5, 6, 11)} | {f"toy-werank-{n}" for n in range(1, 6)}
-RUNS = [  # arguments, results, claims, an experiment and how many runs it has, figures
-    ("--quick --steps 20 --k 0.1 2", "runs/toy-quick/toy.json", "C1 C2 C3 C4 C5", "T7", 12, OF_PAPERS),
-    ("T4 --layers 6 --steps 5 --public-code --out my", "my/toy.json", "C4", "T4", 24, {"toy-directclr-11"}),
-    ("t8 --steps 3 --batch 64", "runs/toy/toy-images.json", "T8", "T8", 24, {"toy-images-theorem-1"}),
-]
-
-
 @pytest.mark.parametrize("case", RUNS)
-def test_a_run_with_changes_leaves_the_full_results_alone(script, tmp_path, tiny, case, request):
+def test_a_run_with_changes_leaves_the_full_results_alone(script, tmp_path, tiny, case, monkeypatch):
     arguments, results, claims, experiment, count, figures = case
     if len(figures) > 1:
-        request.getfixturevalue("laid_out")
+        monkeypatch.setattr(*LAID_OUT)
     data = ("--dataset", tiny) if "t8" in arguments else ()
     done = script("toy_linear.py", *arguments.split(), *data)
     assert done.returncode == 0, done.err

@@ -1,6 +1,5 @@
-"""The training loop against a plain one, arguments and their defaults, the decay horizon, a compiled step."""
+"""The training loop against a plain one, what arguments mean, methods, every kind of row of every script."""
 
-import importlib
 import math
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,8 +10,63 @@ from conftest import read
 from torch import nn
 
 import simclr
+from byol import Target
+from directclr import Subvector
 
 B = 28  # 3 batches an epoch of 96 images, 12 are left out
+MLP = "simclr.py --arch mlp --reg lastlayer --jitter 0.4 0 0 0"  # few functions: compiling takes long
+# flags of simclr.py: what they mean
+MEANINGS = """
+    : lr=0.06 weight_decay=0.0005 reg_weight=0.0 stem=cifar fixed_value=None eval_every=25;
+    --batch-size 512: lr=0.24; --optimizer adam --batch-size 512: lr=0.003 weight_decay=1e-06;
+    --optimizer lars --batch-size 4096: lr=4.8 weight_decay=1e-06;
+    --optimizer adam --lr 1 --weight-decay 0: lr=1.0 weight_decay=0.0; --reg lastlayer: reg_weight=1.0;
+    --reg werank: reg_weight=0.1; --reg sparsehead: reg_weight=0.0001;
+    --reg werank --reg-weight 0: reg_weight=0.0; --image-size 96: stem=imagenet;
+    --hidden 0.5 --embedding 0.25: hidden=256 embedding=128;
+    --hidden 1.0 --embedding 1 --arch mlp: hidden=256 embedding=1; --hidden 0.001: hidden=1;
+    --rank 0.5 --arch resnet50 --width 8: rank=128; --fixed-dims 0.0625: fixed_dims=32 fixed_value=0.0;
+    --fixed-dims 32 --fixed-value inv --width 8: fixed_dims=32 fixed_value=0.125;
+    --fixed-dims 0.5 --fixed-value -1: fixed_dims=256 fixed_value=-1.0"""
+ROWS = {  # name, width of z
+    "simclr.py": ("simclr", 128),
+    "simclr.py --projector linear --embedding 9": ("simclr-linear", 9),
+    "simclr.py --projector orthogonal --reg werank": ("simclr-orthogonal-werank", 32),
+    "simclr.py --projector diagonal": ("simclr-diagonal", 32),
+    "simclr.py --projector lowrank --reg lastlayer": ("simclr-lowrank-lastlayer", 32),
+    "simclr.py --projector lowrank-diagonal --rank 0.5": ("simclr-lowrank-diagonal", 32),
+    "simclr.py --projector-bn --hidden 7 --embedding 9 --reg sparsehead": ("simclr-sparsehead", 9),
+    "simclr.py --no-projector --fixed-dims 8 --fixed-value 1 --cross-view": ("cs-d24-k1", 32),
+    "simclr.py --blur-p 0.5 --solarize-p 0.2 --stem imagenet": ("simclr", 128),
+    "simclr.py --arch resnet50 --image-size 16 --train-size 80 --reg werank": ("simclr-werank", 128),
+    "simclr.py --optimizer adam --crop-scale 0.2 1 --jitter 0 0 0 0 --grey-p 0": ("simclr", 128),
+    "simclr.py --no-projector --arch mlp --reg lastlayer": ("noproj-lastlayer", 16),
+    "directclr.py": ("directclr", 6),
+    "directclr.py --subvector random --cross-view --temperature 0.1": ("directclr-random", 6),
+    "directclr.py --dim 9 --reg lastlayer": ("directclr-d9-lastlayer", 9),
+    "directclr.py --arch mlp --reg werank": ("directclr-werank", 3),
+    "barlow.py --no-projector --reg lastlayer": ("barlow-noproj-lastlayer", 32),
+    "barlow.py --projector linear --embedding 9 --lambd 0.1 --reg werank": ("barlow-linear-werank", 9),
+    "barlow.py --arch mlp --hidden 7 --embedding 9 --reg sparsehead": ("barlow-sparsehead", 9),
+    "byol.py --no-projector --momentum 0.5 --reg lastlayer": ("byol-noproj-lastlayer", 32),
+    "byol.py --projector linear --embedding 9 --reg werank": ("byol-linear-werank", 9),
+    "byol.py --arch mlp --hidden 7 --embedding 9 --reg sparsehead": ("byol-sparsehead", 9),
+}
+PAIRED = """
+    simclr.py --no-projector --reg lastlayer; simclr.py --projector orthogonal;
+    directclr.py --subvector random; barlow.py --no-projector;
+    byol.py --hidden 8 --embedding 8 --reg sparsehead"""
+RECORD = """
+step = common.training_step
+def recording(args, encoder, projector, loss, modules=()):
+    def spied(x1, x2):
+        print("views", x1.double().sum().item(), x2.double().sum().item())
+        return loss(x1, x2)
+    print("encoder", [p.double().sum().item() for p in encoder.parameters()])
+    return step(args, encoder, projector, spied, modules)
+common.training_step = recording
+common.evaluate = lambda *_: sys.exit()
+"""
 
 
 def arguments(flags):
@@ -62,13 +116,9 @@ def test_training_equals_a_plain_loop_on_the_same_batches(run, kind, options):
     assert not torch.allclose(encoder.conv1.weight, before["conv1.weight"], atol=1e-3)
 
 
-def test_fit_runs_in_any_thread(run):
-    with ThreadPoolExecutor(1) as pool:
-        assert len(pool.submit(run).result()[0]) == 9
-
-
 def test_an_epoch_shows_every_image_once_in_an_order_of_its_own_and_drops_the_rest(run, tiny):
-    views, _, _ = run()
+    with ThreadPoolExecutor(1) as pool:
+        views, _, _ = pool.submit(run).result()  # fit runs in any thread
     assert all(torch.equal(x1, x2) for x1, x2 in views)
     images = common.normalize(common.load_dataset(tiny).x_train)
     shown = [(images == image).flatten(1).all(1).nonzero().item() for x1, _ in views for image in x1]
@@ -82,52 +132,11 @@ def test_the_two_views_differ(run):
         assert x1.shape == (B, 3, 12, 12) and (x1 != x2).any(3).any(2).any(1).float().mean() > 0.9
 
 
-SIZES = {
-    "simclr": "--no-projector --fixed-dims 0.25 --fixed-value inv",
-    "directclr": "--dim 0.5",
-    "barlow": "--hidden 0.5 --embedding 0.25",
-    "byol": "--hidden 0.5 --embedding 0.25",
-}
-OTHERS = ["", "--width 8 --reg lastlayer", "--arch mlp --optimizer adam --batch-size 64"]
-
-
-@pytest.mark.parametrize("name", SIZES)
-@pytest.mark.parametrize("flags", OTHERS)
-def test_resolve_is_pure_and_idempotent(name, flags):
-    script = importlib.import_module(name)
-    args = script.parser().parse_args([*flags.split(), *SIZES[name].split(), "--image-size", "16"])
-    before = dict(vars(args))
-    once = script.resolve(args)
-    assert vars(args) == before and vars(script.resolve(once)) == vars(once) != before
-
-
-# flags of simclr.py: what they mean
-MEANINGS = """
-: lr=0.06 weight_decay=0.0005 reg_weight=0.0 stem=cifar fixed_value=None eval_every=25
---batch-size 512: lr=0.24
---optimizer adam --batch-size 512: lr=0.003 weight_decay=1e-06
---optimizer lars --batch-size 4096: lr=4.8 weight_decay=1e-06
---optimizer adam --lr 1 --weight-decay 0: lr=1.0 weight_decay=0.0
---reg lastlayer: reg_weight=1.0
---reg werank: reg_weight=0.1
---reg sparsehead: reg_weight=0.0001
---reg werank --reg-weight 0: reg_weight=0.0
---image-size 96: stem=imagenet
---hidden 0.5 --embedding 0.25: hidden=256 embedding=128
---hidden 1.0 --embedding 1 --arch mlp: hidden=256 embedding=1
---hidden 0.001: hidden=1
---rank 0.5 --arch resnet50 --width 8: rank=128
---fixed-dims 0.0625: fixed_dims=32 fixed_value=0.0
---fixed-dims 32 --fixed-value inv --width 8: fixed_dims=32 fixed_value=0.125
---fixed-dims 0.5 --fixed-value -1: fixed_dims=256 fixed_value=-1.0"""
-
-
-@pytest.mark.parametrize("line", MEANINGS.strip().splitlines())
+@pytest.mark.parametrize("line", [line.strip() for line in MEANINGS.split(";")])
 def test_defaults_follow_from_other_arguments_and_sizes_with_a_point_are_shares_of_d(line):
     flags, expected = line.split(": ")
     args = simclr.resolve(simclr.parser().parse_args(["--image-size", "32", *flags.split()]))
-    found = {f"{key}={value}" for key, value in vars(args).items()}
-    assert not set(expected.split()) - found
+    assert not set(expected.split()) - {f"{key}={value}" for key, value in vars(args).items()}
 
 
 def test_a_weight_without_a_gradient_shrinks_by_the_decay_horizon():
@@ -173,10 +182,100 @@ def test_the_rate_rises_for_the_warmup_and_falls_to_zero_with_the_cosine():
     assert rates[10:] == pytest.approx([1 + math.cos(math.pi * step / 40) for step in range(40)])
 
 
-MLP = "simclr.py --arch mlp --reg lastlayer --jitter 0.4 0 0 0"  # few functions: compiling takes long
-
-
 def test_a_compiled_run_equals_the_eager_one_within_rounding(finished):
     both = (finished(MLP), finished(f"{MLP} --compile"))
     losses = [[line["loss"] for line in read(folder, "metrics.jsonl")] for folder in both]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_directclr_lowrank_diagonal_and_a_subvector_of_zeros_are_one_loss_with_one_gradient():
+    torch.manual_seed(0)
+    lowrank = simclr.matrix_projector("lowrank-diagonal", 16, rank=6)
+    h = torch.randn(2, 8, 16)
+    found = []
+    for projector in (Subvector(16, 6), lowrank, simclr.ConstantSubvector(10, 0.0)):
+        free = h.clone().requires_grad_()
+        loss = common.info_nce(*map(projector, free), 0.2)
+        found.append((loss.item(), *torch.autograd.grad(loss, free)))
+    (value, gradient), *others = found
+    for other, its_gradient in others:
+        assert other == pytest.approx(value, rel=1e-6)
+        torch.testing.assert_close(its_gradient, gradient, rtol=1e-5, atol=1e-7)
+    assert not gradient[:, :, 6:].any()
+
+
+def test_a_constant_subvector_replaces_the_last_dimensions():
+    h = torch.randn(6, 24, requires_grad=True)
+    z = simclr.ConstantSubvector(5, 0.25)(h)
+    assert torch.equal(z[:, :-5], h[:, :-5]) and (z[:, -5:] == 0.25).all() and z.shape == h.shape
+    z.sum().backward()
+    assert (h.grad[:, -5:] == 0).all() and (h.grad[:, :-5] == 1).all()
+    many = simclr.ConstantSubvector(5, 0.25)(torch.randn(100, 24))
+    assert torch.linalg.matrix_rank(torch.cov(many.T)) == 19  # LL eq. 7a
+
+
+def test_a_random_subvector_is_redrawn_and_a_fixed_one_is_not():
+    torch.manual_seed(0)
+    h = torch.arange(32.0).expand(2, -1)
+    subvector = Subvector(32, 5)
+    assert torch.equal(subvector(h), h[:, :5])
+    drawn = set()
+    for _ in range(20):
+        subvector.redraw()
+        z = subvector(h)
+        assert torch.equal(z, subvector(h)) and len(z[0].unique()) == 5
+        drawn.add(tuple(z[0].tolist()))
+    assert len(drawn) == 20
+    assert torch.equal(subvector.eval()(h), h[:, :5])
+
+
+def test_the_target_is_an_exact_moving_average_without_a_gradient():
+    torch.manual_seed(0)
+    modules = (torch.nn.Linear(3, 4), common.projector("mlp", 4, 5, 2))
+    target = Target(*modules, 0.9)
+    fast = [parameter.data for module in modules for parameter in module.parameters()]
+    expected = [weight.clone() for weight in fast]
+    target.update(*modules)
+    for _ in range(3):
+        for weight in fast:
+            weight.add_(torch.randn_like(weight))
+        target.update(*modules)
+        expected = [0.9 * slow + 0.1 * weight for slow, weight in zip(expected, fast)]
+        torch.testing.assert_close(list(target.parameters()), expected)
+    assert not any(parameter.requires_grad for parameter in target.parameters())
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_every_kind_of_row_runs_and_has_its_name(row, finished):
+    name, width = ROWS[row]
+    result = read(finished(row if row == "simclr.py" else f"{row} --epochs 1"))
+    assert result["config"]["name"] == name and result["config"]["script"] == row.split()[0]
+    assert len(result["spectra"]["z"]) == width
+    if row.startswith("directclr"):
+        assert result["dim"] == width and 0 <= result["subvector_linear_top1"] <= 100
+    assert ("gamma" in result["row_norms"]) == ("mlp" not in row)
+
+
+def test_rows_of_one_seed_share_encoder_order_of_images_and_views_those_of_another_neither(start):
+    def seen(row):  # sums of the encoder's first weights, and of the views of every step, as text
+        lines = start(f"{row} --overwrite", RECORD).out.splitlines()
+        return [line for line in lines if line.startswith(("encoder", "views"))]
+
+    expected = seen("simclr.py")
+    assert len({*expected, *seen("simclr.py --seed 1")}) == 14
+    for row in PAIRED.split(";"):
+        assert seen(row.strip()) == expected, row
+
+
+@pytest.mark.parametrize("name", ["simclr", "directclr", "barlow", "byol"])
+def test_every_methods_loss_has_the_penalty_times_its_weight(name, method):
+    views = torch.rand(2, 8, 3, 12, 12)
+    flags = ("--reg none", "--reg werank --reg-weight 1", "--reg werank --reg-weight 3")
+    without, once, thrice = (method(f"{name} {flag}").loss(*views).item() for flag in flags)
+    assert thrice - without == pytest.approx(3 * (once - without), rel=1e-4) and once > without + 0.1
+
+
+def test_projectors_are_as_wide_as_the_papers_unless_told(method):
+    for name, widths in {"simclr": [32, 128], "barlow": [2048, 2048], "byol": [1024, 256]}.items():
+        projector = method(f"{name} --arch resnet18").projector
+        assert [projector[i].out_features for i in (0, 3)] == widths, name
