@@ -17,6 +17,7 @@ import io
 import json
 import math
 import os
+import pickle
 import platform
 import re
 import signal
@@ -193,9 +194,7 @@ def _download(name, npz):
             arrays[f"x_{split}"] = part.data.transpose(0, 2, 3, 1) if stl else part.data
             arrays[f"y_{split}"] = np.array(part.labels if stl else part.targets)
         try:
-            buffer = io.BytesIO()
-            np.savez(buffer, **arrays)
-            write(npz, buffer.getbuffer())
+            write(npz, lambda file: np.savez(file, **arrays))
         except OSError as error:  # a read-only folder: slower next time, that is all
             note(f"{npz} can't be written ({brief(error)})")
         return arrays
@@ -377,7 +376,8 @@ class Augment:
     def __post_init__(self):
         low, high = self.scale
         if self.size < 1 or not 0 < low <= high <= 1:
-            raise UserError(f"--crop-scale {self.scale} is not 0 < low <= high <= 1, or size {self.size} < 1")
+            wanted = "a size >= 1 and --crop-scale 0 < low <= high <= 1"
+            raise UserError(f"a crop needs {wanted}, not {self.size} and {self.scale}")
         if len(self.jitter) != 4 or not all(0 <= x < math.inf for x in self.jitter) or self.jitter[3] > 0.5:
             raise UserError(f"--jitter {self.jitter} is not four numbers >= 0, the last (hue) <= 0.5")
         for name in ("flip", "jitter_p", "grey_p", "blur_p", "solarize_p"):
@@ -858,13 +858,17 @@ def shared_arguments(parser):
     data = parser.add_argument_group("data").add_argument
     data("--dataset", default="cifar10", help="cifar10, cifar100, stl10, shapes, .npz, folder (cifar10)")
     data("--data-dir", type=os.path.expanduser, default="data", help="of named sets, downloaded once (data)")
-    data("--image-size", type=number(int, 8, 4096), help="pixels; an image folder needs it (the images')")
+    data(
+        "--image-size",
+        type=number(int, 8, 4096),
+        help="pixels; a folder needs it (the images', an MLP's own)",
+    )
     data("--skip-broken", action="store_true", help="leave unreadable images of a folder out")
     run = parser.add_argument_group("run").add_argument
     run("--seed", type=number(int, 0, 2**31), default=0, help="of all that is drawn (0)")
     run("--device", help="cpu, cuda, cuda:1 … (cuda where there is one)")
     run("--precision", choices=("bf16", "float32"), help="(bf16 on cuda from 8.0 on, else float32)")
-    run("--out", type=Path, help="the run's folder (runs/<dataset>-<row>-seed<seed>)")
+    run("--out", type=Path, help="the run's folder (runs/<dataset>-<kind>-seed<seed>)")
     kind = parser.add_mutually_exclusive_group().add_argument
     kind("--resume", action="store_true", help="continue the folder's run; start it where there is none")
     kind("--overwrite", action="store_true", help="replace the folder's run")
@@ -1459,6 +1463,8 @@ def begin(run, out, checkpoint):
     if checkpoint is not None:
         with refusing(f"{out / 'checkpoint.pt'} does not fit, --overwrite starts anew"):
             run.load(checkpoint)
+    if process_index() == 0:
+        write_lines(out / "metrics.jsonl", run.metrics)
     horizon = decay_horizon(run.args, run.steps)
     text = f"none, for {run.args.optimizer}" if horizon is None else f"{horizon:.3g}"
     print(f"{run.steps} steps, D = {run.model['encoder'].dim}, decay horizon H = {text}")
@@ -1812,11 +1818,13 @@ def evaluate(encoder, projector, data, frozen=None):
 
 
 def write(path, content):
-    """Bytes into a file that becomes `path` when it is whole and on the disk, and never otherwise."""
+    """Writes a file that becomes `path` when it is whole and on the disk, never otherwise. content: bytes,
+    or a function that writes them into the file that it is given."""
     temporary = path.with_name(f"{path.name}.tmp")  # one that a kill left is written anew
+    put = content if callable(content) else lambda file: file.write(content)
     try:
         with open(temporary, "wb") as file:
-            file.write(content)
+            put(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -1931,9 +1939,10 @@ def _configuration(args, name):
     if processes() > 1:
         device = f"{processes()} × {device}"
     versions = {module.__name__: str(module.__version__) for module in (torch, torchvision, np)}
-    git = f"git -C '{Path(__file__).resolve().parent}' describe --always --dirty --abbrev=40 --exclude='*'"
-    failed, commit = subprocess.getstatusoutput(git)
-    versions |= {"git": None if failed else commit, "python": platform.python_version()}
+    command = "git describe --always --dirty --abbrev=40 --exclude='*'"
+    place = {"cwd": Path(__file__).resolve().parent, "shell": True}
+    git = subprocess.run(command, **place, capture_output=True, text=True, check=False).stdout.strip()
+    versions |= {"git": git or None, "python": platform.python_version()}
     origin = {"device": device, **versions}
     script = Path(sys.argv[0])
     files = [file for file in (script, Path(__file__)) if file.is_file()]  # git knows no script of one's own
@@ -2045,7 +2054,9 @@ def complain(line):
 
 def brief(error):
     """The first line of an exception's text."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    text = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+    text = "" if isinstance(error, pickle.UnpicklingError) else text  # torch's advises to run what is there
+    return (text.strip().splitlines() or [type(error).__name__])[0]
 
 
 def fail(text, code):
@@ -2061,11 +2072,12 @@ def fail(text, code):
 
 
 @contextlib.contextmanager
-def refusing(what):
-    """Makes an error a UserError of one line, what and why. A lack of memory stays one."""
+def refusing(what, errors=Exception):
+    """Makes an error, of which bad files and devices have many, a UserError of one line, what and why. A lack
+    of memory stays one."""
     try:
         yield
-    except Exception as error:  # a bad file, device, folder has many
+    except errors as error:
         kind = MemoryError if no_memory(error) else UserError
         raise kind(f"{what} ({brief(error)})") from None
 

@@ -77,7 +77,7 @@ def load(path, size):
         if skipped:
             kept = [sample for sample in kept if os.path.relpath(sample[0], path) not in skipped]
         labels = [parts["train"].class_to_idx[images.classes[label]] for _, label in kept]
-        with common.refusing(f"{folder / split}.npy is damaged or can't be mapped: {ANEW}"):
+        with common.refusing(f"{folder / split}.npy can't be mapped; if it is damaged, {ANEW}"):
             # only to be read: a mapping that may be written counts as memory, and there may be less
             x = np.lib.format.open_memmap(folder / f"{split}.npy", mode="r")
         if x.dtype != np.uint8 or x.shape != (len(kept), 3, size, size):

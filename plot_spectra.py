@@ -254,6 +254,11 @@ def draw_covariances(heading, lines):
 
 QUESTION = ("simclr", "noproj", "noproj-lastlayer")  # what all of this is about
 METHODS = tuple(row.name for row in (*rows.of("table2"), *rows.of("barlow")))
+KINDS = [row.command.partition(" --reg ")[::2] for row in (*rows.of("table2"), *rows.of("barlow"))]
+COLOURS = [
+    f"C{list(dict(KINDS)).index(base)}" for base, _ in KINDS
+]  # one for rows that differ in the penalty
+DASHES = [STYLES[("", "werank", "lastlayer").index(penalty)] for _, penalty in KINDS]
 SWEEP = ("directclr-d8", "directclr-d32", "directclr", "directclr-d128", "directclr-d256", "directclr-d512")
 SH = ("sh-simclr", "sh-resnet50")
 
@@ -360,7 +365,7 @@ def draw_history(results, scale, datasets, _):
                 continue
             (usual, _), *_ = Counter(tuple(epochs) for epochs, *_ in found).most_common()
             found = [one for one in found if tuple(one[0]) == usual]  # others were evaluated at other times
-            style = LOOKS[i] | {"color": f"C{i // 3}", "linestyle": STYLES[i % 3]}  # a base, a penalty
+            style = LOOKS[i] | {"color": COLOURS[i], "linestyle": DASHES[i]}
             style |= {"linewidth": 2 if row in QUESTION else 0.8, "label": f"{row} (n = {len(found)})"}
             _, (x, *_), *curves = zip(*found)
             for axis, curve in zip(line, curves):
@@ -434,7 +439,7 @@ def draw_accuracy(results):
             runs = results.of(scale, dataset, row).values()
             x = [measure(run, "rank_1e-3") for run in runs]
             y = [run["knn200"] for run in runs]
-            axis.plot(x, y, MARKERS[i], fillstyle="none", color=f"C{i // 3}", label=row)
+            axis.plot(x, y, MARKERS[i], fillstyle="none", color=COLOURS[i], label=row)
         runs = [run for row in METHODS for run in results.of(scale, dataset, row).values()]
         axis.set(xlabel=RANK)
         axis.set_title(f"{scale}, {title(dataset)}\n{size_and_horizon(runs)}", fontsize=10)
@@ -479,12 +484,13 @@ def read(path, args):
 def table(runs):
     """The runs' results as lines of text."""
     columns = ("kNN-200", "kNN-5", "linear", "rank h", "dead h", "RankMe h", "RankMe z")
-    yield f"{'run':32}" + "".join(f"{name:>10}" for name in columns)
+    width = max(len(label) for label, _ in runs) + 1
+    yield f"{'run':{width}}" + "".join(f"{name:>10}" for name in columns)
     for label, result in runs:
         cells = [result.get(key) for key in ("knn200", "knn5", "linear_top1")]
         cells += [measure(result, "rank_1e-3"), measure(result, "dead")]
         cells += [result["rankme"][layer] for layer in "hz"]
-        yield f"{label:32}" + "".join(f"{number(cell):>10}" for cell in cells)
+        yield f"{label:{width}}" + "".join(f"{number(cell):>10}" for cell in cells)
 
 
 def draw(runs, args):
@@ -524,10 +530,10 @@ def main():
     for label, result in runs:
         if not args.norms and not result["spectra"].get(args.layer):
             raise common.UserError(f"{label} has no layer {args.layer}")
-    with common.refusing("these results can't be drawn"):
+    with common.refusing("these results can't be drawn", common.ODD):
         figure = draw(runs, args)
         lines = list(table(runs))
-    common.write_figure(args.out, figure)
+        common.write_figure(args.out, figure)
     print(*lines, args.out, sep="\n")
 
 

@@ -47,8 +47,8 @@ class Results:
             try:
                 self.take(common.read_json(path), path.relative_to(folder).with_suffix("").parts)
             except common.ODD as error:
-                why = f"lacks {error}" if isinstance(error, KeyError) else common.brief(error)
-                why = why if isinstance(error, KeyError | common.UserError) else f"is no result ({why})"
+                why = common.brief(error)
+                why = why if isinstance(error, common.UserError) else f"is no result ({why})"
                 self.problems.append(why if str(path) in why else f"{path} {why}")
 
     def take(self, content, parts):
@@ -264,7 +264,9 @@ def toy_verdict(claim):
 # ------------------------------------------------------------------------------------------------- the answer
 
 # Each against noproj
-SIDES = {"simclr": "the projector", "noproj-lastlayer": "the penalty", "simclr-lastlayer": "both"}
+SIDES = {"simclr": "the projector", "noproj-lastlayer": "the penalty"}
+SIDES |= {f"noproj-lastlayer-{weight}": f"the penalty, weight {weight}" for weight in (0.1, 0.01)}
+SIDES |= {"simclr-lastlayer": "both"}
 THRESHOLDS = {f"rank_{x}": f"rank of h at {x} σ₁" for x in ("1e-2", "1e-3", "1e-5")}
 ASKED = THRESHOLDS | {"dead": "dead coordinates of h"} | {x: METRICS[x] for x in ("knn200", "linear_top1")}
 PURPOSE = "Does the projector prevent collapse? Does a penalty on the last weights? Does either buy accuracy?"
@@ -368,7 +370,7 @@ def opening(results):
         yield f"So it is **undecided**: `{UNDECIDED}` is over before anything can collapse."
     yield "**What the papers claim of trained networks** (all: [below](#claims))"
     yield "\n".join(decided(results))
-    if len(results.together("paper", "cifar10", ("noproj", *SIDES))) < LEAST:
+    if len(results.together("paper", "cifar10", plot.QUESTION)) < LEAST:
         yield "**Open** until a GPU runs `paper`: whether it is so at the papers' width, epochs and accuracy."
 
 
@@ -633,7 +635,8 @@ def main():
         raise common.UserError(f"--results {args.results} is no folder")
     results = Results(args.results)
     figures = {}
-    with common.refusing(f"{args.results} holds what can't be told or drawn"):  # deeper than `check` looks
+    # what is deeper in a result than `check` looks
+    with common.refusing(f"{args.results} holds what can't be told or drawn", common.ODD):
         if args.figures:
             figures = draw(results)
         elif args.table:
@@ -641,13 +644,12 @@ def main():
         else:
             found = {scale: drawable(results, scale) for scale in results.scales()}
             text = "\n\n".join(page(results, found)).encode(errors="backslashreplace") + b"\n"
-    for name, figure in figures.items():
-        common.write_figure(args.out.parent / "figures" / f"{name}.png", figure)
-        print(args.out.parent / "figures" / f"{name}.png")
-    if not args.figures and not args.table:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        common.write(args.out, text)
-        print(args.out)
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            common.write(args.out, text)
+            print(args.out)
+        for name, figure in figures.items():
+            common.write_figure(args.out.parent / "figures" / f"{name}.png", figure)
+            print(args.out.parent / "figures" / f"{name}.png")
     for problem in results.problems:
         print(f"report.py: left out: {problem}", file=sys.stderr)
     sys.exit(1 if results.problems else 0)

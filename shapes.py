@@ -6,7 +6,6 @@
     python shapes.py --size 64 -o big.npz     and --dataset big.npz
 """
 
-import io
 from pathlib import Path
 
 import common
@@ -80,9 +79,8 @@ def main():
     if (args.train + args.test) * args.size**2 > 5 * 10**7:
         raise common.UserError("--train, --test, --size: more than 50 million pixels are not drawn at once")
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    buffer = io.BytesIO()
-    np.savez(buffer, **shapes(args.train, args.test, args.seed, args.size))
-    common.write(args.out, buffer.getbuffer())
+    arrays = shapes(args.train, args.test, args.seed, args.size)
+    common.write(args.out, lambda file: np.savez(file, **arrays))
 
 
 if __name__ == "__main__":
