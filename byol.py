@@ -37,11 +37,7 @@ def parser():
     found = common.arguments(__doc__)
     add = common.projector_arguments(found, ("mlp", "linear", "none"), "BYOL").add_argument
     add("--hidden", type=common.size, help="hidden width of mlp and predictor (1024)")
-    add(
-        "--embedding",
-        type=common.size,
-        help="width of z of mlp and linear, and of the predictor's output (256)",
-    )
+    add("--embedding", type=common.size, help="width of z of mlp and linear, and of the prediction (256)")
     add = found.add_argument_group("target").add_argument
     add("--momentum", type=common.number(float, 0, 1), default=0.99, help="of the target's average (0.99)")
     return found

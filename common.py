@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import copy
 import datetime
-import importlib
 import io
 import json
 import math
@@ -107,7 +106,9 @@ def load_dataset(name, data_dir="data", image_size=None, skip_broken=False):
     """
     path = Path(name)
     if name == "shapes":
-        arrays = _beside("shapes").shapes()
+        with refusing("--dataset shapes needs shapes.py beside common.py"):
+            import shapes
+        arrays = shapes.shapes()
     elif name in NAMED:
         npz = Path(data_dir) / f"{name}.npz"
         arrays = _read_npz(npz) if npz.exists() else _download(name, npz)
@@ -116,12 +117,13 @@ def load_dataset(name, data_dir="data", image_size=None, skip_broken=False):
     elif path.is_dir():
         if image_size is None:
             raise UserError(f"the image folder {path} needs --image-size")
-        folder = _beside("pack")
+        with refusing("an image folder needs pack.py beside common.py"):
+            import pack
         try:
-            folder.pack(path, image_size, skip_broken)
+            pack.pack(path, image_size, skip_broken)
         finally:  # processes of another node may pack on a disk of their own
             unlock(path / f"packed-{image_size}")
-        found = Dataset(path.stem, *folder.load(path, image_size), mapped=True)
+        found = Dataset(path.stem, *pack.load(path, image_size), mapped=True)
         require_two(path, found.x_train, found.x_test)
         return found
     else:
@@ -143,15 +145,6 @@ def require_two(name, *splits):
     """UserError unless both splits hold at least two images."""
     if min(map(len, splits)) < 2:
         raise UserError(f"{name} needs at least two images to train and two to test")
-
-
-def _beside(name):
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name != name:
-            raise
-        raise UserError(f"this --dataset needs {name}.py beside common.py, importable as {name}") from None
 
 
 def _read_npz(path):
@@ -1293,15 +1286,17 @@ PROGRESS = ("step", "seconds", "metrics", "start")  # attributes of a Training t
 class Training:
     """A run in progress: networks, optimiser, generators, step, and what has been measured so far."""
 
-    def __init__(self, args, data, encoder, projector, loss, modules=()):
+    def __init__(self, args, data, made, per_epoch, probe=None):
+        """made: what `training_step` returns. per_epoch: steps an epoch. probe: that of `fit`."""
         if data.x_train.shape[2:] != (args.image_size, args.image_size):
             raise UserError(f"images {tuple(data.x_train.shape)} are not of --image-size {args.image_size}")
-        made = training_step(args, encoder, projector, loss, modules)
         self.train_step, self.model, self.optimizer, self.views = made
         self.args = args
         self.data = data
-        self.per_epoch = len(data.x_train) // args.batch_size  # without an incomplete batch
-        self.steps = args.epochs * self.per_epoch
+        self.probe = probe
+        self.per_epoch = per_epoch
+        self.epoch_images = per_epoch * args.batch_size
+        self.steps = args.epochs * per_epoch
         self.cuda = args.device != "cpu"
         self.compiling = args.compile  # until the first step is done
         self.device = torch.device(args.device)
@@ -1314,6 +1309,14 @@ class Training:
         self.metrics = []  # the lines of metrics.jsonl
         self.start = None  # statistics before the first step
         self.frozen = None  # `representations` after the last step
+
+    def begin(self):
+        """Says how long the run is, and measures its networks before the first step."""
+        horizon = decay_horizon(self.args, self.steps)
+        text = f"none, for {self.args.optimizer}" if horizon is None else f"{horizon:.3g}"
+        encoder, projector, _ = self.model.values()
+        print(f"{self.steps} steps, D = {encoder.dim}, decay horizon H = {text}")
+        self.start = self.start or start_statistics(encoder, projector, self.data)
 
     def remaining_batches(self):
         """The images of every step to come, in the order that the seed gives each epoch."""
@@ -1346,11 +1349,11 @@ class Training:
         """Ends the program with exit code 1 unless all values are finite. It waits for the device."""
         if not all(torch.isfinite(tensor).all() for tensor in tensors):
             why = f"loss, weights or features are not finite after step {self.step}"
-            advice = "try a smaller --lr or --reg-weight. checkpoint.pt, if there, is the last good one"
+            advice = "try a smaller learning rate or penalty. checkpoint.pt, if there, is the last good one"
             fail(f"{why}: {advice}", 1)
 
     def end_epoch(self, path):
-        """The epoch's line, which metrics.jsonl gets; every --eval-every epochs it holds kNN and ranks."""
+        """The epoch's line, which metrics.jsonl gets."""
         self.require_finite(self.epoch_loss)
         before = self.metrics[-1]["seconds"] if self.metrics else 0.0
         line = {
@@ -1358,20 +1361,46 @@ class Training:
             "loss": self.epoch_loss.item() / self.per_epoch,
             "lr": self.optimizer.param_groups[0]["lr"],
             "seconds": self.seconds,
-            "images_per_second": self.per_epoch * self.args.batch_size / (self.seconds - before),
+            "images_per_second": self.epoch_images / (self.seconds - before),
         }
-        due = self.args.eval_every and line["epoch"] % self.args.eval_every == 0
-        if process_index() == 0 and (due or self.step == self.steps):
-            self.require_finite(*self.model.parameters())
-            frozen = representations(self.model["encoder"], self.data)
-            self.require_finite(frozen[0], frozen[2])
-            line |= {"knn200": knn_accuracy(*frozen), **rank_statistics(frozen[2])}
-            self.frozen = frozen if self.step == self.steps else None  # gigabytes of ImageNet
-        self.metrics.append(line)
+        self.metrics.append(line | self.evaluation(line["epoch"]))
         self.epoch_loss.zero_()
         if process_index() == 0:
             write_lines(path, self.metrics)
-        return line
+        return self.metrics[-1]
+
+    def evaluation(self, epoch):
+        """kNN and ranks, every --eval-every epochs and after the last, in the first process."""
+        due = self.args.eval_every and epoch % self.args.eval_every == 0
+        if process_index() or not (due or self.step == self.steps):
+            return {}
+        self.require_finite(*self.model.parameters())
+        frozen = representations(self.model["encoder"], self.data)
+        self.require_finite(frozen[0], frozen[2])
+        self.frozen = frozen if self.step == self.steps else None  # gigabytes of ImageNet
+        return {"knn200": knn_accuracy(*frozen), **rank_statistics(frozen[2])}
+
+    def results(self, out):
+        """Evaluates a run that is trained: what result.json holds of it. Writes encoder.pt."""
+        encoder, projector, _ = self.model.values()
+        weights = {key: value.cpu().contiguous() for key, value in encoder.state_dict().items()}
+        write_tensors(out / "encoder.pt", weights)
+        frozen = self.frozen or representations(encoder, self.data)
+        try:
+            found = evaluate(encoder, projector, self.data, frozen)
+            found |= self.probe(*frozen) if self.probe else {}
+        except UserError as error:  # no bad input: embeddings have overflowed
+            fail(f"the run can't be evaluated: {error}", 1)
+        history = [line for line in self.metrics if "knn200" in line]
+        best = max(history, key=lambda line: line["knn200"])
+        return found | {
+            "best": {"knn200": best["knn200"], "epoch": best["epoch"]},
+            "seconds": self.seconds,
+            "images_per_second": self.steps * self.args.batch_size / self.seconds,
+            "decay_horizon": decay_horizon(self.args, self.steps),
+            "start": self.start,
+            "history": history,
+        }
 
     def save(self, path):
         """Writes the checkpoint; of several processes the first does. Weights that are not finite end it all.
@@ -1421,19 +1450,30 @@ def fit(args, data, encoder, projector, loss, name, probe=None, modules=()):
     from torch's own generators.
     """
     encoder_end(encoder)  # which it has, or is refused
-    run = Training(args, data, encoder, projector, loss, modules)
+    made = training_step(args, encoder, projector, loss, modules)
+    run = Training(args, data, made, len(data.x_train) // args.batch_size, probe)
     features(encoder, None, data.x_test[:2], ("h",))  # an h, or it is refused
+    return complete(run, name)
+
+
+def complete(run, name):
+    """Carries out a Training in its folder, from its start or from where it was. Returns what `fit` does."""
     first = process_index() == 0  # the process that writes, prints and evaluates
-    out, config, checkpoint, result = first_process(lambda: open_run(args, name, data))
+    out, config, checkpoint, result = first_process(lambda: open_run(run.args, name, run.data))
     if result:
         leave_processes()
         return result if first else None
-    begin(run, out, checkpoint)
-    run.start = run.start or start_statistics(encoder, projector, data)
+    torch.manual_seed(run.args.seed)
+    if checkpoint is not None:
+        with refusing(f"{out / 'checkpoint.pt'} does not fit, --overwrite starts anew"):
+            run.load(checkpoint)
+    if first:
+        write_lines(out / "metrics.jsonl", run.metrics)
+    run.begin()
     run.model.train()
-    rates = learning_rates(args, run.steps)
+    rates = learning_rates(run.args, run.steps)
     quiet = None if first else True  # None: unless it is a terminal
-    bar = tqdm(total=run.steps, initial=run.step, unit="img", unit_scale=args.batch_size, disable=quiet)
+    bar = tqdm(total=run.steps, initial=run.step, unit="img", unit_scale=run.args.batch_size, disable=quiet)
     stop = 0
     signals = [0]  # and those that come, also in the midst of a step
     with on_signals(lambda number, _: signals.append(number)), bar:
@@ -1454,44 +1494,12 @@ def fit(args, data, encoder, projector, loss, name, probe=None, modules=()):
     stop = stop or (first and signals[-1])  # the last save may have met one
     if stop:
         fail(f"stopped after step {run.step} of {run.steps}; --resume continues", 128 + stop)
-    return finish(run, out, config, encoder, projector, probe) if first else None
-
-
-def begin(run, out, checkpoint):
-    """Draws a run's random numbers from its start, or continues it, and says how long it is."""
-    torch.manual_seed(run.args.seed)
-    if checkpoint is not None:
-        with refusing(f"{out / 'checkpoint.pt'} does not fit, --overwrite starts anew"):
-            run.load(checkpoint)
-    if process_index() == 0:
-        write_lines(out / "metrics.jsonl", run.metrics)
-    horizon = decay_horizon(run.args, run.steps)
-    text = f"none, for {run.args.optimizer}" if horizon is None else f"{horizon:.3g}"
-    print(f"{run.steps} steps, D = {run.model['encoder'].dim}, decay horizon H = {text}")
-
-
-def finish(run, out, config, encoder, projector, probe):
-    """Evaluates a run that is trained, writes encoder.pt and result.json, and returns what that holds."""
-    weights = {key: value.cpu().contiguous() for key, value in encoder.state_dict().items()}
-    write_tensors(out / "encoder.pt", weights)
-    frozen = run.frozen or representations(encoder, run.data)
-    try:
-        result = {"config": config, **evaluate(encoder, projector, run.data, frozen)}
-        result |= probe(*frozen) if probe else {}
-    except UserError as error:  # no bad input: embeddings have overflowed
-        fail(f"the run can't be evaluated: {error}", 1)
-    history = [line for line in run.metrics if "knn200" in line]
-    best = max(history, key=lambda line: line["knn200"])
-    result |= {
-        "best": {"knn200": best["knn200"], "epoch": best["epoch"]},
-        "seconds": run.seconds,
-        "images_per_second": run.steps * run.args.batch_size / run.seconds,
-        "decay_horizon": decay_horizon(run.args, run.steps),
-        "start": run.start,
-        "history": history,
-    }
+    if not first:
+        return None
+    result = {"config": config, **run.results(out)}
     write_json(out / "result.json", result)
-    print(out, *(f" {key} {result[key]:.2f}" for key in ("knn200", "knn5", "linear_top1", "linear_top5")))
+    kinds = ("knn200", "knn5", "linear_top1", "linear_top5", "top1", "top5")
+    print(out, *(f" {key} {result[key]:.2f}" for key in kinds if key in result))
     return result
 
 
@@ -1818,8 +1826,9 @@ def evaluate(encoder, projector, data, frozen=None):
 
 
 def write(path, content):
-    """Writes a file that becomes `path` when it is whole and on the disk, never otherwise. content: bytes,
-    or a function that writes them into the file that it is given."""
+    """Writes a file that becomes `path`, in a folder that is made, when it is whole and on the disk, never
+    otherwise. content: bytes, or a function that writes them into the file that it is given."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.tmp")  # one that a kill left is written anew
     put = content if callable(content) else lambda file: file.write(content)
     try:
@@ -1841,10 +1850,7 @@ def write_tensors(path, content):
 
 def write_figure(path, figure):
     """A matplotlib figure in the format of the path's suffix, atomically."""
-    image = io.BytesIO()
-    figure.savefig(image, format=path.suffix[1:], dpi=150, bbox_inches="tight")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write(path, image.getbuffer())
+    write(path, partial(figure.savefig, format=path.suffix[1:], dpi=150, bbox_inches="tight"))
 
 
 def write_json(path, content):

@@ -14,8 +14,6 @@ encoder.pt or any torchvision-named ResNet-18, -34 or -50. RUN is a run's folder
 import argparse
 import math
 import os
-import sys
-import time
 import zlib
 from pathlib import Path
 
@@ -23,7 +21,6 @@ import common
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm import tqdm
 
 # Barlow Twins' evaluate.py: the README's command for few labels, and the defaults, which are for all of them
 FEW = {"labels": 0.01, "epochs": 20, "lr": 0.5, "lr_encoder": 0.002, "weight_decay": 0.0}
@@ -44,38 +41,65 @@ def choose(y, share, seed):
     return shuffled[common.balanced(y[shuffled], round(share * len(shuffled)), f"--labels {share:g}")]
 
 
-def optimizer(args, encoder, classifier):
-    """SGD with momentum 0.9 whose groups have peak rates of their own, the classifier's first."""
-    encoder.requires_grad_(not args.freeze)
-    groups = [{"params": classifier.parameters(), "peak": args.lr}]
-    if not args.freeze:
-        groups.append({"params": encoder.parameters(), "peak": args.lr_encoder})
-    return torch.optim.SGD(groups, momentum=0.9, weight_decay=args.weight_decay)
+class FineTuning(common.Training):
+    """Training of encoder and classifier on chosen images, in batches of equal size but for 1.
 
-
-def train_epoch(args, data, chosen, encoder, classifier, opt, views, epoch, done=0, total=0.0):
-    """A pass over the chosen training images, in batches of equal size but for 1, of which some are done.
-
-    Yields after each batch (batches done, sum over images of their cross-entropy). chosen: the images'
-    indices. views: the generator of crops and flips. A frozen encoder keeps its BatchNorms.
+    chosen: their indices. SGD with momentum 0.9, the classifier's rate and the encoder's each on a cosine.
+    Views are crops and flips. A frozen encoder keeps its BatchNorms.
     """
-    n = len(chosen)
-    batches = math.ceil(n / args.batch_size)
-    augment = common.Augment(args.image_size, jitter_p=0, grey_p=0)
-    encoder.train(not args.freeze)
-    order = chosen[common.epoch_order(args.seed, epoch, n, args.device)]
-    for i, batch in enumerate(order.tensor_split(batches)[done:], done):
-        for group in opt.param_groups:
-            group["lr"] = common.cosine(group["peak"], epoch * batches + i, args.epochs * batches)
-        images = data.x_train[batch.to(data.x_train.device)].to(args.device)
-        x = augment(images, views).contiguous(memory_format=common.memory_format(encoder))
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=args.precision == "bf16"):
-            loss = F.cross_entropy(classifier(encoder(x)), data.y_train[batch])
+
+    def __init__(self, args, data, chosen, encoder):
+        classifier = nn.Linear(encoder.dim, len(data.classes))
+        nn.init.normal_(classifier.weight, std=0.01)
+        nn.init.zeros_(classifier.bias)
+        encoder.requires_grad_(not args.freeze)
+        model = nn.ModuleDict({"encoder": encoder, "classifier": classifier}).to(args.device)
+        model = model.to(memory_format=common.memory_format(encoder))  # of an encoder on its device
+        groups = [{"params": classifier.parameters(), "lr": args.lr}]  # `train_on` sets the first one's rate
+        if not args.freeze:
+            groups.append({"params": encoder.parameters(), "lr": args.lr_encoder})
+        opt = torch.optim.SGD(groups, momentum=0.9, weight_decay=args.weight_decay)
+        views = torch.Generator(args.device).manual_seed(args.seed)
+        made = (self.step_on, model, opt, views)
+        super().__init__(args, data, made, math.ceil(len(chosen) / args.batch_size))
+        self.chosen = chosen
+        self.epoch_images = len(chosen)
+        self.augment = common.Augment(args.image_size, jitter_p=0, grey_p=0)
+
+    def begin(self):
+        """Nothing is measured before the first step."""
+
+    def remaining_batches(self):
+        """The images of every step to come, as indices."""
+        for epoch in range(self.step // self.per_epoch, self.args.epochs):
+            order = common.epoch_order(self.args.seed, epoch, len(self.chosen), self.args.device)
+            yield from self.chosen[order].tensor_split(self.per_epoch)[self.step % self.per_epoch :]
+
+    def step_on(self, batch):
+        """A step; its loss, weighted so that the mean over an epoch's batches is that over its images."""
+        encoder, classifier = self.model.values()
+        encoder.train(not self.args.freeze)
+        first, *others = self.optimizer.param_groups
+        for group in others:
+            group["lr"] = first["lr"] * self.args.lr_encoder / self.args.lr
+        images = self.data.x_train[batch.to(self.data.x_train.device)].to(self.device)
+        x = self.augment(images, self.views).contiguous(memory_format=common.memory_format(encoder))
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.args.precision == "bf16"):
+            loss = F.cross_entropy(classifier(encoder(x)), self.data.y_train[batch])
         loss.backward()
-        opt.step()
-        opt.zero_grad()
-        total = total + loss.detach() * len(batch)
-        yield i + 1, total
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.detach() * len(batch) * self.per_epoch / len(self.chosen)
+
+    def evaluation(self, epoch):
+        """Nothing is measured before the end."""
+        return {}
+
+    def results(self, out):
+        """What result.json holds."""
+        top1, top5 = accuracies(*self.model.values(), self.data)
+        found = {"top1": top1, "top5": top5, "images": len(self.chosen)}
+        return found | {"loss": self.metrics[-1]["loss"], "seconds": self.seconds}
 
 
 def accuracies(encoder, classifier, data):
@@ -85,77 +109,6 @@ def accuracies(encoder, classifier, data):
         common.fail("weights or features are not finite: try a smaller --lr, --lr-encoder", 1)
     hits = logits.topk(min(5, logits.shape[1])).indices == data.y_test[:, None]
     return 100 * hits[:, 0].double().mean().item(), 100 * hits.any(1).double().mean().item()
-
-
-def fit(args, data, chosen, encoder):
-    """Trains encoder and classifier on the chosen images, tests them, and returns what result.json holds.
-
-    The run's folder gets config.json, metrics.jsonl (a line an epoch), checkpoint.pt and result.json.
-    Interrupted and continued with --resume, a run ends with the same weights, on a CPU bit for bit.
-    """
-    classifier = nn.Linear(encoder.dim, len(data.classes))
-    nn.init.normal_(classifier.weight, std=0.01)
-    nn.init.zeros_(classifier.bias)
-    model = nn.ModuleDict({"encoder": encoder, "classifier": classifier})
-    model = model.to(args.device)
-    model = model.to(memory_format=common.memory_format(encoder))  # of an encoder on its device
-    parts = {"model": model, "optimizer": optimizer(args, encoder, classifier)}
-    views = torch.Generator(args.device).manual_seed(args.seed)
-
-    out, config, checkpoint, result = common.open_run(args, run_name(args), data)
-    if result:
-        return result
-    metrics = []
-    begun = (0, 0.0)  # batches of the next epoch that are done, and the sum of their losses
-    seconds = 0.0
-    if checkpoint is not None:
-        with common.refusing(f"{out / 'checkpoint.pt'} does not fit, --overwrite starts anew"):
-            for name, part in parts.items():
-                part.load_state_dict(checkpoint[name])
-            views.set_state(checkpoint["views"])
-            metrics, begun, seconds = (checkpoint[key] for key in ("metrics", "begun", "seconds"))
-
-    started = time.perf_counter() - seconds
-    last_save = time.perf_counter()
-
-    def save(begun):
-        nonlocal last_save
-        state = {name: part.state_dict() for name, part in parts.items()} | {"views": views.get_state()}
-        progress = {"metrics": metrics, "begun": begun, "seconds": time.perf_counter() - started}
-        common.write_tensors(out / "checkpoint.pt", state | progress)
-        last_save = time.perf_counter()
-
-    def finite(total):
-        return math.isfinite(total) and all(p.isfinite().all() for p in model.parameters())
-
-    signals = [0]  # and those that come, also in the midst of a batch
-    for epoch in tqdm(range(len(metrics), args.epochs), disable=None):
-        total = begun[1]
-        everything = (args, data, chosen, encoder, classifier, parts["optimizer"], views, epoch, *begun)
-        with common.on_signals(lambda number, _: signals.append(number)):
-            for done, total in train_epoch(*everything):
-                due = signals[-1] or time.perf_counter() - last_save > common.SAVE_EVERY
-                if due and finite(total):
-                    save((done, total))
-                if signals[-1]:
-                    sys.exit(128 + signals[-1])
-            loss = float(total) / len(chosen)
-            if not finite(loss):
-                common.fail(
-                    f"loss or weights not finite in epoch {epoch + 1}: try a smaller --lr, --lr-encoder", 1
-                )
-            metrics.append({"epoch": epoch + 1, "loss": loss, "seconds": time.perf_counter() - started})
-            begun = (0, 0.0)
-            common.write_lines(out / "metrics.jsonl", metrics)
-            save(begun)
-        if signals[-1]:
-            sys.exit(128 + signals[-1])
-    top1, top5 = accuracies(encoder, classifier, data)
-    result = {"config": config, "top1": top1, "top5": top5, "images": len(chosen)}
-    result |= {key: metrics[-1][key] for key in ("loss", "seconds")}
-    common.write_json(out / "result.json", result)
-    print(f"{out}  {len(chosen)} labels  loss {result['loss']:.4f}  top1 {top1:.2f}  top5 {top5:.2f}")
-    return result
 
 
 def run_name(args):
@@ -244,7 +197,7 @@ def main():
     chosen = choose(data.y_train, args.labels, args.seed).to(args.device)
     if len(chosen) < 2:
         raise common.UserError(f"--labels {args.labels:g} takes {len(chosen)} image; two are the least")
-    fit(args, data, chosen, encoder)
+    common.complete(FineTuning(args, data, chosen, encoder), run_name(args))
 
 
 if __name__ == "__main__":

@@ -119,35 +119,23 @@ class Results:
         found = {seed: plot.attempt(part.value, *of_seed) for seed, of_seed in runs}
         return {seed: value for seed, value in found.items() if value is not None}
 
-    def complete(self, part, scale, datasets):
-        """The data sets that a pooled Part is of: every pair has LEAST seeds that all these share; or else
-        those in which every pair has any; or all."""
-        seeds = {}
-        kept = []
-        for dataset in datasets:
-            values = [self.values(part, scale, dataset, pair) for pair in part.pairs]
-            seeds[dataset] = set.intersection(*map(set, values))
-            if len(set.intersection(*(seeds[name] for name in [*kept, dataset]))) >= LEAST:
-                kept.append(dataset)
-        return kept or [dataset for dataset in datasets if seeds[dataset]] or datasets
-
 
 @cache
 def judged(results, claim, scale):
-    """[(data sets, Part, Estimate or None, outcome)] of a claim. A pooled Part has all data sets, another one
-    each, of which those with fewer than LEAST seeds count only where there is no other. A refutation has to
-    stand among all parts that have a say and as many seeds."""
+    """[(data sets, Part, Estimate or None, outcome)] of a claim. A Part is judged on each data set, a pooled
+    one on all together; those with fewer than LEAST seeds count only where there is no other. A refutation
+    has to stand among all parts that have a say and as many seeds."""
     parts = [part for part in CLAIM_PARTS if part.claim == claim]
     datasets = results.datasets(scale, {row for part in parts for pair in part.pairs for row in pair})
     found = []
     for part in parts:
-        measured = [data for data in datasets if all(results.of(scale, data, row) for row in part.pairs[0])]
-        groups = [[dataset] for dataset in measured or datasets[:1]]
-        if len(part.pairs) > 1 and datasets:
-            groups = [results.complete(part, scale, datasets)]
-        lines = [(group, part, results.compare(part, scale, group)) for group in groups]
-        able = [line for line in lines if line[2] and (line[2].n >= LEAST or not line[2].n)]
-        found += able or lines
+        each = {dataset: results.compare(part, scale, [dataset]) for dataset in datasets}
+        able = [dataset for dataset, e in each.items() if e and (e.n >= LEAST or not e.n)]
+        kept = able or [dataset for dataset in datasets if each[dataset]] or datasets[:1]
+        groups = [kept] if len(part.pairs) > 1 else [[dataset] for dataset in kept]
+        for group in filter(None, groups):
+            e = results.compare(part, scale, group) if group[1:] else each[group[0]]
+            found.append((group, part, e))
     among = sum(bool(e and e.n >= LEAST) for _, part, e in found if part.role != "beside")
     return [(group, part, e, claims.outcome(part, e, max(1, among))) for group, part, e in found]
 
@@ -447,12 +435,9 @@ def scale_paragraphs(results, scale, figures):
             yield f"### {heading}, {title(dataset)}"
             yield markdown(header, [[f"`{name}`", *line] for name, *line in body])
             runs = results.all(scale, dataset, {rows.run_of(row.name) for row in lines})
-            ways = [
-                f"{n} {'run' if n == 1 else 'runs'} on {way}."
-                for way, n in sorted(Counter(map(setting, runs)).items())
-            ]
+            ways = sorted(Counter(map(setting, runs)).items())
             command = [f"`make {table} SCALE={scale} DATASETS={dataset}`."] if table else []
-            yield " ".join(command + ways)
+            yield " ".join([*command, *(f"{n} run{'s' * (n > 1)} on {way}." for way, n in ways)])
         if table == "clock" and datasets:
             yield "[What the committed runs of the clock say and predict](docs/clock.md), written by hand."
         missing = {dataset for row in own for dataset, _ in row.paper} - {*datasets, "imagenet"}
@@ -586,9 +571,8 @@ def drawable(results, scale):
     found = {}
     for name, (function, names, needs) in plot.FIGURES.items():
         runs = {dataset: results.all(scale, dataset, names) for dataset in results.datasets(scale, names)}
-        datasets = [
-            key for key in runs if any(plot.attempt(get, run, *needs) is not None for run in runs[key])
-        ]
+        able = lambda run, needs=needs: plot.attempt(get, run, *needs) is not None
+        datasets = [dataset for dataset in runs if any(map(able, runs[dataset]))]
         if datasets:
             found[name] = (function, datasets)
     return found | ({"forest": (draw_forest, [])} if differences(results, scale) else {})
@@ -644,7 +628,6 @@ def main():
         else:
             found = {scale: drawable(results, scale) for scale in results.scales()}
             text = "\n\n".join(page(results, found)).encode(errors="backslashreplace") + b"\n"
-            args.out.parent.mkdir(parents=True, exist_ok=True)
             common.write(args.out, text)
             print(args.out)
         for name, figure in figures.items():

@@ -81,12 +81,7 @@ def parser():
     add("--embedding", type=common.size, help="width of z of mlp and linear (128: SimCLR)")
     add("--projector-bn", action="store_true", help="mlp: BatchNorm at its end (lightly, DirectCLR's code)")
     add("--rank", type=common.size, help="d0 of the low-rank kinds (D 360/2048: DirectCLR)")
-    add(
-        "--fixed-dims",
-        type=common.size,
-        metavar="N",
-        help="without projector: the last N of D are constant in z",
-    )
+    add("--fixed-dims", type=common.size, metavar="N", help="no projector: the last N of D are constant in z")
     add("--fixed-value", type=fixed_value, metavar="K", help="their value, inv: 1/√D (0)")
     add = found.add_argument_group("loss").add_argument
     add("--temperature", type=common.number(float, 1e-4, 1e6), default=0.2, help="(0.2: LL)")
