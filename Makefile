@@ -30,7 +30,7 @@ demo: | $(READY)  ## (default) three SimCLR rows on drawn images, and their spec
 toy: | $(READY)  ## figures/toy-*.png and results/toy.json: DirectCLR's and WERank's theory; 5 minutes
 	$(PY) toy_linear.py
 
-table2:  ## LL table 2; SCALE=paper|short|compressed|mlp|mini SEEDS="0 1 2" DATASETS=... DATA=<folder> BUDGET=9m JOBS=2
+table2:  ## LL table 2; SCALE=paper|short|compressed|mlp|mini SEEDS="0 1 2" DATASETS=... DATA=<folder> BUDGET=9m JOBS=2 GPUS=8
 table1:  ## LL table 1, constant subvectors; variables as for table2
 barlow:  ## LL figure 1b, Barlow Twins without projector; beside it with one, and with the penalties
 directclr-tables:  ## DirectCLR tables 1, 2, appendix F, figure 12, on CIFAR with LL's recipe

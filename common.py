@@ -1302,7 +1302,7 @@ class Training:
         self.device = torch.device(args.device)
         self.step = 0
         self.seconds = 0.0  # of training: neither evaluating nor saving
-        self.since = None  # when its clock was last started, by fit
+        self.since = None  # when its clock was last started
         # The first step is saved too: a full disk shows at once, not after an epoch.
         self.last_save = -math.inf
         self.epoch_loss = torch.zeros((), device=self.device)
@@ -1826,9 +1826,8 @@ def evaluate(encoder, projector, data, frozen=None):
 
 
 def write(path, content):
-    """Writes a file that becomes `path`, in a folder that is made, when it is whole and on the disk, never
-    otherwise. content: bytes, or a function that writes them into the file that it is given."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes a file that becomes `path` when it is whole and on the disk, never otherwise. content: bytes,
+    or a function that writes them into the file that it is given."""
     temporary = path.with_name(f"{path.name}.tmp")  # one that a kill left is written anew
     put = content if callable(content) else lambda file: file.write(content)
     try:
@@ -1850,7 +1849,10 @@ def write_tensors(path, content):
 
 def write_figure(path, figure):
     """A matplotlib figure in the format of the path's suffix, atomically."""
-    write(path, partial(figure.savefig, format=path.suffix[1:], dpi=150, bbox_inches="tight"))
+    image = io.BytesIO()
+    figure.savefig(image, format=path.suffix[1:], dpi=150, bbox_inches="tight")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write(path, image.getbuffer())
 
 
 def write_json(path, content):

@@ -15,6 +15,7 @@ import argparse
 import math
 import os
 import zlib
+from itertools import islice
 from pathlib import Path
 
 import common
@@ -70,10 +71,15 @@ class FineTuning(common.Training):
         """Nothing is measured before the first step."""
 
     def remaining_batches(self):
-        """The images of every step to come, as indices."""
+        """Images and labels of every step to come."""
+        x, y = self.data.x_train, self.data.y_train
         for epoch in range(self.step // self.per_epoch, self.args.epochs):
             order = common.epoch_order(self.args.seed, epoch, len(self.chosen), self.args.device)
-            yield from self.chosen[order].tensor_split(self.per_epoch)[self.step % self.per_epoch :]
+            picked = self.chosen[order]
+            places = picked.to(x.device)  # where x lies in files, on the host: asked for once an epoch
+            batches = zip(places.tensor_split(self.per_epoch), picked.tensor_split(self.per_epoch))
+            for place, batch in islice(batches, self.step % self.per_epoch, None):
+                yield x[place].to(self.device), y[batch]
 
     def step_on(self, batch):
         """A step; its loss, weighted so that the mean over an epoch's batches is that over its images."""
@@ -82,14 +88,14 @@ class FineTuning(common.Training):
         first, *others = self.optimizer.param_groups
         for group in others:
             group["lr"] = first["lr"] * self.args.lr_encoder / self.args.lr
-        images = self.data.x_train[batch.to(self.data.x_train.device)].to(self.device)
+        images, labels = batch
         x = self.augment(images, self.views).contiguous(memory_format=common.memory_format(encoder))
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.args.precision == "bf16"):
-            loss = F.cross_entropy(classifier(encoder(x)), self.data.y_train[batch])
+            loss = F.cross_entropy(classifier(encoder(x)), labels)
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return loss.detach() * len(batch) * self.per_epoch / len(self.chosen)
+        return loss.detach() * len(labels) * self.per_epoch / len(self.chosen)
 
     def evaluation(self, epoch):
         """Nothing is measured before the end."""

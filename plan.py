@@ -355,6 +355,7 @@ def keep(run):
     """Copies a run's result.json to where it belongs, unless it was trained for its encoder only."""
     if run.encoder and state(run._replace(encoder=False)) == "":
         return
+    run.result.parent.mkdir(parents=True, exist_ok=True)
     common.write(run.result, (run.folder / "result.json").read_bytes())
 
 

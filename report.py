@@ -119,6 +119,14 @@ class Results:
         found = {seed: plot.attempt(part.value, *of_seed) for seed, of_seed in runs}
         return {seed: value for seed, value in found.items() if value is not None}
 
+    def sharing(self, part, scale, datasets):
+        """Those of the data sets, from the first on, that share LEAST seeds, or else all."""
+        kept = []
+        for dataset in datasets:
+            e = self.compare(part, scale, [*kept, dataset])
+            kept += [dataset] if e and (e.n >= LEAST or not e.n) else []
+        return kept or datasets
+
 
 @cache
 def judged(results, claim, scale):
@@ -132,7 +140,9 @@ def judged(results, claim, scale):
         each = {dataset: results.compare(part, scale, [dataset]) for dataset in datasets}
         able = [dataset for dataset, e in each.items() if e and (e.n >= LEAST or not e.n)]
         kept = able or [dataset for dataset in datasets if each[dataset]] or datasets[:1]
-        groups = [kept] if len(part.pairs) > 1 else [[dataset] for dataset in kept]
+        groups = [[dataset] for dataset in kept]
+        if len(part.pairs) > 1:
+            groups = [results.sharing(part, scale, kept)]
         for group in filter(None, groups):
             e = results.compare(part, scale, group) if group[1:] else each[group[0]]
             found.append((group, part, e))
@@ -628,6 +638,7 @@ def main():
         else:
             found = {scale: drawable(results, scale) for scale in results.scales()}
             text = "\n\n".join(page(results, found)).encode(errors="backslashreplace") + b"\n"
+            args.out.parent.mkdir(parents=True, exist_ok=True)
             common.write(args.out, text)
             print(args.out)
         for name, figure in figures.items():

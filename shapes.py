@@ -78,6 +78,7 @@ def main():
         raise common.UserError(f"--out {args.out} is not a file's name that ends in .npz")
     if (args.train + args.test) * args.size**2 > 5 * 10**7:
         raise common.UserError("--train, --test, --size: more than 50 million pixels are not drawn at once")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     arrays = shapes(args.train, args.test, args.seed, args.size)
     common.write(args.out, lambda file: np.savez(file, **arrays))
 

@@ -758,6 +758,7 @@ def main():
     settings = {key: value for key, value in vars(args).items() if key not in ("out", "data_dir")}
     results = {"settings": settings, "claims": verdicts(trained), "steps": steps}
     results |= {name: numbers(name, trained) for name in args.experiments}
+    args.out[1].mkdir(parents=True, exist_ok=True)
     for name, figure in figures(results, args):
         path = args.out[0] / f"toy-{name}.png"
         common.write_figure(path, figure)

@@ -203,9 +203,11 @@ def test_on_cuda_a_step_launches_little_and_waits_for_nothing():
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profile:
         torch.cuda.set_sync_debug_mode("error")
-        for x in images:
-            step(x)
-        torch.cuda.set_sync_debug_mode("default")
+        try:
+            for x in images:
+                step(x)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
     count = {event.key: event.count / len(images) for event in profile.key_averages()}
     kinds = ("cudaLaunchKernel", "cuLaunchKernel", "cudaMemcpy", "cudaMemset")
     assert 0 < sum(n for key, n in count.items() if key.startswith(kinds)) <= 45, count

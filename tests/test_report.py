@@ -329,10 +329,14 @@ def test_a_claim_holds_if_what_decides_is_shown_and_fails_if_a_part_is_refuted(w
 
 
 def test_pooling_takes_the_mean_of_each_seed_first(write, page):
-    for dataset, shift in (("cifar10", 0.0), ("cifar100", 1.0)):
+    for dataset, shift, first in (
+        ("cifar10", 0.0, 0),
+        ("cifar100", 1.0, 0),
+        ("shapes", 5.0, 7),
+    ):  # other seeds
         for base in BASES:
-            penalised = [80 + shift + x for x in (1, 2, 4)]
-            write("short", {base: [80.0, 80.0, 80.0], f"{base}-lastlayer": penalised}, dataset)
+            pair = {base: [80.0] * 3, f"{base}-lastlayer": [80 + shift + x for x in (1, 2, 4)]}
+            write("short", pair, dataset, seeds=range(first, first + 3))
     write("short", {"noproj-lastlayer": [99.0]}, "cifar100", seeds=[9])  # without a partner
     write("short", {"cs": [80.0], "cs-lastlayer": [50.0]}, "stl10")  # a data set with a pair alone
     cells = page()[1]["kNN-200, pooled: lastlayer > none, at LL's weight"][0]

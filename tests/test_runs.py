@@ -45,8 +45,8 @@ ENDS = [  # what happens at which call of a function; exit code, step of the che
     ("simclr.py", ("info_nce", 3, TERMINATE), 143, 3, "step 3 of 6"),  # in the last step of an epoch
     ("simclr.py", ("write_tensors", 2, INTERRUPT), 130, 6, "step 6 of 6"),  # as the last one is written
     ("simclr.py", ("linear_probe", 1, TERMINATE), 143, 6, ""),
-    ("simclr.py", ("os.replace", 2, KILL), -9, None, ""),  # as a checkpoint is about to take its name
-    ("simclr.py", ("os.fsync", 5, HALF_WRITTEN), -9, 1, ""),
+    ("simclr.py", ("os.replace", 3, KILL), -9, None, ""),  # as a checkpoint is about to take its name
+    ("simclr.py", ("os.fsync", 6, HALF_WRITTEN), -9, 1, ""),
     ("simclr.py", ("info_nce", 5, NAN), 1, 1, "not finite"),
     ("simclr.py", ("info_nce", 5, MEMORY), 1, 1, "a smaller --batch-size or --width"),
     ("simclr.py --no-projector --reg lastlayer --optimizer adam", *STEP),
@@ -392,6 +392,12 @@ def test_one_image_behind_whole_blocks_of_those_that_train_is_no_error(script, t
 def test_narrow_encoders_train_on_larger_images(start, width):
     # with the wrong memory layout the C library aborts the process
     assert start(f"simclr.py --image-size 64 --width {width} --train-size 32 --epochs 1").returncode == 0
+
+
+def test_the_lastlayer_penalty_makes_the_last_convolutions_rows_orthonormal(finished):
+    folder = finished("simclr.py --no-projector --reg lastlayer --epochs 20 --eval-every 0 --image-size 8")
+    weight = torch.load(folder / "encoder.pt", weights_only=True)["layer4.1.conv2.weight"].flatten(1)
+    assert (weight @ weight.T - torch.eye(32)).abs().max() < 0.1
 
 
 def test_on_real_images_a_short_run_beats_raw_pixels(request, script, tmp_path):

@@ -1,5 +1,6 @@
 """The training loop against a plain one, what arguments mean, methods, every kind of row of every script."""
 
+import importlib
 import math
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,6 +16,13 @@ from directclr import Subvector
 
 B = 28  # 3 batches an epoch of 96 images, 12 are left out
 MLP = "simclr.py --arch mlp --reg lastlayer --jitter 0.4 0 0 0"  # few functions: compiling takes long
+SIZES = {
+    "simclr": "--no-projector --fixed-dims 0.25 --fixed-value inv",
+    "directclr": "--dim 0.5",
+    "barlow": "--hidden 0.5 --embedding 0.25",
+    "byol": "--hidden 0.5 --embedding 0.25",
+}
+OTHERS = ["", "--width 8 --reg lastlayer", "--arch mlp --optimizer adam --batch-size 64"]
 # flags of simclr.py: what they mean
 MEANINGS = """
     : lr=0.06 weight_decay=0.0005 reg_weight=0.0 stem=cifar fixed_value=None eval_every=25;
@@ -130,6 +138,16 @@ def test_an_epoch_shows_every_image_once_in_an_order_of_its_own_and_drops_the_re
 def test_the_two_views_differ(run):
     for x1, x2 in run(augmented=True)[0]:
         assert x1.shape == (B, 3, 12, 12) and (x1 != x2).any(3).any(2).any(1).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("flags", OTHERS)
+def test_resolve_is_pure_and_idempotent(name, flags):
+    script = importlib.import_module(name)
+    args = script.parser().parse_args([*flags.split(), *SIZES[name].split(), "--image-size", "16"])
+    before = dict(vars(args))
+    once = script.resolve(args)
+    assert vars(args) == before and vars(script.resolve(once)) == vars(once) != before
 
 
 @pytest.mark.parametrize("line", [line.strip() for line in MEANINGS.split(";")])
