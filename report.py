@@ -262,12 +262,15 @@ def toy_verdict(claim):
 # ------------------------------------------------------------------------------------------------- the answer
 
 # Each against noproj
-SIDES = {"simclr": "the projector", "noproj-lastlayer": "the penalty"}
-SIDES |= {f"noproj-lastlayer-{weight}": f"the penalty, weight {weight}" for weight in (0.1, 0.01)}
-SIDES |= {"simclr-lastlayer": "both"}
+INSTEAD = {"noproj-lastlayer": "the penalty"}  # of the projector
+INSTEAD |= {f"noproj-lastlayer-{weight}": f"the penalty, weight {weight}" for weight in (0.1, 0.01)}
+SIDES = {"simclr": "the projector", **INSTEAD, "simclr-lastlayer": "both"}
 THRESHOLDS = {f"rank_{x}": f"rank of h at {x} σ₁" for x in ("1e-2", "1e-3", "1e-5")}
 ASKED = THRESHOLDS | {"dead": "dead coordinates of h"} | {x: METRICS[x] for x in ("knn200", "linear_top1")}
-PURPOSE = "Does the projector prevent collapse? Does a penalty on the last weights? Does either buy accuracy?"
+PURPOSE = (
+    "Does the projector prevent collapse? Does a penalty on the last weights? Does either buy accuracy? "
+)
+PURPOSE += "Can the penalty replace the projector?"
 SPOKEN = {"rank_1e-3": "rank", "dead": "dead", "knn200": "kNN-200", "linear_top1": "linear"}
 
 
@@ -317,6 +320,15 @@ def in_words(row, values, words):
     return f"- *{SIDES[row].capitalize()}:* {', '.join(told)}"
 
 
+def replacing(results, scale, dataset):
+    """What the penalty in the projector's place gains in accuracy against the projector, a text a weight."""
+    for row, name in INSTEAD.items():
+        parts = [claims.accuracy("", x, row, "simclr") for x in ("knn200", "linear_top1")]
+        gaps = [results.compare(part, scale, [dataset]) for part in parts]
+        if all(gaps):
+            yield f"{name}, kNN-200 {gaps[0]}, linear {gaps[1]}"
+
+
 def answer(results, *place):
     """What the rows of the question say at a (scale, data set): in words, and as a table."""
     sides = [row for row in SIDES if results.together(*place, (row, "noproj"))]
@@ -335,6 +347,8 @@ def answer(results, *place):
     said = ", ".join(neither)
     text = f"With neither projector nor penalty training ends at: {said}. h has {of} dimensions."
     yield "\n".join([text, "", *(in_words(row, values[row], words[row]) for row in sides)])
+    if found := "; ".join(replacing(results, *place)):
+        yield f"In the projector's place, against it: {found}."
     lines = []
     for x, name in ASKED.items():
         cells = [(mean_std(values[row][x]), *(words[row][x] if row in words else ())) for row in runs]

@@ -58,6 +58,18 @@ def test_a_frozen_encoder_stays_bit_identical_and_another_trains_with_its_batchn
     assert {p.requires_grad for p in encoder.parameters()} == {not freeze}
 
 
+def test_the_loss_of_an_epoch_is_the_mean_over_its_images(tiny):
+    encoder = common.MLP(12, 16)
+    loss, data, _, c, _ = train(tiny, encoder, freeze=True, lr=1e-12, batch_size=20)
+    drawn = torch.Generator().manual_seed(ARGS["seed"])
+    total = 0
+    for batch in common.epoch_order(ARGS["seed"], 0, 50, "cpu").split([17, 17, 16]):
+        views = common.Augment(12, jitter_p=0, grey_p=0)(data.x_train[batch], drawn)
+        h = torch.cat([encoder(views), torch.ones(len(batch), 1)], 1).double()
+        total += torch.nn.functional.cross_entropy(h @ c.T, data.y_train[batch], reduction="sum").item()
+    assert loss == pytest.approx(total / 50, rel=1e-5)
+
+
 def test_a_step_is_that_of_backpropagation_by_hand_with_two_rates(tiny):
     encoder = common.MLP(12, 16)
     w1, w2, w3 = (p.detach().clone().double() for p in encoder.parameters())

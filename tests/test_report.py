@@ -441,6 +441,8 @@ def test_the_page_opens_with_answers(write, page, full, bare, by_rank, by_dead, 
     assert f", {gain}, +4.00" in lines["kNN-200"][0][2] and ", undecided, " in lines["kNN-200"][0][3]
     assert [lines[f"rank of h at 1e-{k} σ₁"][0][1].split(" ")[0] for k in (2, 5)] == [f"{bare[0]}.0"] * 2
     assert lines["σ₁ of the encoder's last weight"][0] == ["3", "1", "1", "1"]
+    against = {3: "-3.93 [", 2: "-4.00 [", 1: "-5.00, linear"}[seeds]  # the projector
+    assert f"In the projector's place, against it: the penalty, kNN-200 {against}" in opening
     assert "a GPU runs `paper`" in opening
     assert ("`mini` is over before" in opening) == (scale == "mini")
 

@@ -105,7 +105,7 @@ REFUSED = {
         wrong.json => can't be drawn; null.json => can't be drawn; huge.pt --dataset TINY => not finite;
         complex.pt --dataset TINY => complex.pt; mlp.pt --dataset TINY --image-size 9;
         RUN/encoder.pt --dataset TINY --layer z => layer z; other.pt --dataset TINY => other.pt;
-        module.pt --dataset TINY => module.pt; cut.pt --dataset TINY => cut.pt;
+        module.pt --dataset TINY => module.pt=state_dict() (UnpicklingError); cut.pt --dataset TINY => cut.pt;
         text.pt --dataset TINY => text.pt; no.pt --dataset TINY => no.pt;
         less.pt --dataset TINY => less.pt; more.pt --dataset TINY => more.pt""",
     "toy_linear.py": """
