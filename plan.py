@@ -324,6 +324,8 @@ class Trainer:
         if code == 0 and (run.folder / "result.json").exists():
             keep(run)
             return 0
+        if code in (130, 143) and not self.ended:
+            time.sleep(1)  # Ctrl-C may reach a run before the plan
         if self.ended and (code in (130, 143) or len(self.python) > 1):  # torchrun has a code of its own
             say(f"{run} stopped with exit code {code}")
             return 0
