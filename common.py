@@ -851,11 +851,7 @@ def shared_arguments(parser):
     data = parser.add_argument_group("data").add_argument
     data("--dataset", default="cifar10", help="cifar10, cifar100, stl10, shapes, .npz, folder (cifar10)")
     data("--data-dir", type=os.path.expanduser, default="data", help="of named sets, downloaded once (data)")
-    data(
-        "--image-size",
-        type=number(int, 8, 4096),
-        help="pixels; a folder needs it (the images', an MLP's own)",
-    )
+    data("--image-size", type=number(int, 8, 4096), help="pixels; a folder needs it (the images'; an MLP's)")
     data("--skip-broken", action="store_true", help="leave unreadable images of a folder out")
     run = parser.add_argument_group("run").add_argument
     run("--seed", type=number(int, 0, 2**31), default=0, help="of all that is drawn (0)")

@@ -95,7 +95,7 @@ class FineTuning(common.Training):
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return loss.detach() * len(labels) * self.per_epoch / len(self.chosen)
+        return loss.detach() * (len(labels) * self.per_epoch / len(self.chosen))
 
     def evaluation(self, epoch):
         """Nothing is measured before the end."""

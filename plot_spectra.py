@@ -253,11 +253,12 @@ def draw_covariances(heading, lines):
 # `results` is its Results: of(scale, data set, row) gives {seed: result}.
 
 QUESTION = ("simclr", "noproj", "noproj-lastlayer")  # what all of this is about
-METHODS = tuple(row.name for row in (*rows.of("table2"), *rows.of("barlow")))
-KINDS = [row.command.partition(" --reg ")[::2] for row in (*rows.of("table2"), *rows.of("barlow"))]
-COLOURS = [
-    f"C{list(dict(KINDS)).index(base)}" for base, _ in KINDS
-]  # one for rows that differ in the penalty
+COMPARED = (*rows.of("table2"), *rows.of("barlow"))
+METHODS = tuple(row.name for row in COMPARED)
+# Rows that differ in the penalty alone have one colour, and those with one penalty the same dashes.
+KINDS = [row.command.partition(" --reg ")[::2] for row in COMPARED]
+BARE = list(dict(KINDS))
+COLOURS = [f"C{BARE.index(bare)}" for bare, _ in KINDS]
 DASHES = [STYLES[("", "werank", "lastlayer").index(penalty)] for _, penalty in KINDS]
 SWEEP = ("directclr-d8", "directclr-d32", "directclr", "directclr-d128", "directclr-d256", "directclr-d512")
 SH = ("sh-simclr", "sh-resnet50")
