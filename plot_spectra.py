@@ -264,6 +264,10 @@ SWEEP = ("directclr-d8", "directclr-d32", "directclr", "directclr-d128", "direct
 SH = ("sh-simclr", "sh-resnet50")
 
 SPECTRA = {  # title, {panel: its curves, each a row and a layer}
+    "question": (
+        "h with projector, without, with the penalty instead\n",
+        {"": [f"{row} h" for row in QUESTION]},
+    ),
     "ll-1a": ("LL figure 1a: h with and without projector", {"": ["noproj h", "simclr h"]}),
     "ll-1b": ("LL figure 1b: h without projector", {"": ["barlow-noproj h", "noproj h", "directclr h"]}),
     "ll-3": (
