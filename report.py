@@ -380,7 +380,8 @@ def opening(results):
     yield from [document("terms.md"), *told] if told else ["Nothing that answers it has been measured yet."]
     if told and telling == [UNDECIDED]:
         yield f"So it is **undecided**: `{UNDECIDED}` is over before anything can collapse."
-    yield "**What the papers claim of trained networks** (all: [below](#claims))"
+    turns = "[what verdicts turn on](docs/decisions.md#measured-what-thresholds-and-decay-decide)"
+    yield f"**What the papers claim of trained networks** (all: [below](#claims); {turns})"
     yield "\n".join(decided(results))
     if len(results.together("paper", "cifar10", plot.QUESTION)) < LEAST:
         yield "**Open** until a GPU runs `paper`: whether it is so at the papers' width, epochs and accuracy."
