@@ -1176,9 +1176,11 @@ class LARS(torch.optim.SGD):
 
 
 def learning_rates(args, steps):
-    """That of every step of a run: `cosine`, from --lr, after --warmup-epochs."""
+    """That of every step of a run: linear to --lr in --warmup-epochs, then a cosine to 0."""
     warmup = args.warmup_epochs * steps // args.epochs
-    return [cosine(args.lr, step, steps, warmup) for step in range(steps)]
+    turns = (math.pi * step / (steps - warmup) for step in range(steps - warmup))
+    rising = [args.lr * (step + 1) / warmup for step in range(warmup)]
+    return rising + [args.lr * (1 + math.cos(turn)) / 2 for turn in turns]
 
 
 def decay_horizon(args, steps):
@@ -1187,13 +1189,6 @@ def decay_horizon(args, steps):
     if args.optimizer != "sgd":
         return None
     return args.weight_decay * sum(learning_rates(args, steps)) / (1 - 0.9)
-
-
-def cosine(lr, step, steps, warmup=0):
-    """The learning rate of a step: linear to lr in the first `warmup` ones, then a cosine to 0."""
-    if step < warmup:
-        return lr * (step + 1) / warmup
-    return lr * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
 
 
 def epoch_order(seed, epoch, n, device):

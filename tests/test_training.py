@@ -162,8 +162,8 @@ def test_a_weight_without_a_gradient_shrinks_by_the_decay_horizon():
     weight = nn.Parameter(torch.ones(1, dtype=torch.float64))
     optimizer = common.optimizer(args, [weight])
     weight.grad = torch.zeros_like(weight)
-    for step in range(2000):
-        optimizer.param_groups[0]["lr"] = common.cosine(args.lr, step, 2000)
+    for rate in common.learning_rates(args, 2000):
+        optimizer.param_groups[0]["lr"] = rate
         optimizer.step()
     assert -math.log(weight.item()) == pytest.approx(common.decay_horizon(args, 2000), rel=0.01)
     papers = common.decay_horizon(common.resolve(arguments("--image-size 32")), 78_000)
