@@ -1078,34 +1078,26 @@ def leave_processes():
 
 def first_process(function):
     """What function() returns or what UserError or OSError it raises in process 0, in every process."""
-    found = [_agreed(function, process_index() == 0)]
+    found = [in_turn(lambda: None if process_index() else function())]
     if processes() > 1:
         dist.broadcast_object_list(found)
     return found[0]
 
 
 def in_turn(function):
-    """function() in process 0, then in the others, which find the files that it made. A UserError of one is
-    raised in all."""
-    first = process_index() == 0
-    made = _agreed(function, first)
-    found = _agreed(function, not first)
-    return made if first else found
-
-
-def _agreed(function, here):
-    """function() if it is called here, else None. A UserError or OSError of one process is raised in all."""
+    """function() in process 0, then in the others, which find the files that it made. A UserError or OSError
+    of one is a UserError of all."""
     found = error = None
-    try:
-        found = function() if here else None
-    except (UserError, OSError) as raised:
-        error = str(raised)
-    errors = [error] * processes()
-    if processes() > 1:
-        dist.all_gather_object(errors, error)
-    for text in errors:
-        if text is not None:
-            raise UserError(text)
+    for mine in (process_index() == 0, process_index() > 0):
+        try:
+            found = function() if mine else found
+        except (UserError, OSError) as raised:
+            error = str(raised)
+        errors = [error] * processes()
+        if processes() > 1:
+            dist.all_gather_object(errors, error)
+        if said := [text for text in errors if text is not None]:
+            raise UserError(said[0])
     return found
 
 
