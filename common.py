@@ -928,17 +928,16 @@ def check_projector(args, uses):
 def resolve(args):
     """A copy of the arguments: defaults that depend on others filled in, shares of D as dimensions.
 
-    UserError for a penalty that makes no sense.
+    UserError for a penalty or an augmentation that makes no sense.
     """
-    args = argparse.Namespace(**vars(args))
     _penalised(args)
-    b = args.batch_size
-    if args.lr is None:
-        args.lr = {"sgd": 0.06 * b / 128, "adam": 3e-3, "lars": 0.3 * b / 256}[args.optimizer]
-    if args.weight_decay is None:
-        args.weight_decay = {"sgd": 5e-4, "adam": 1e-6, "lars": 1e-6}[args.optimizer]
-    if args.reg_weight is None:
-        args.reg_weight = REG_WEIGHT[args.reg]
+    Augment(args.image_size, args.crop_scale, jitter=args.jitter)
+    rates = {"sgd": 0.06 * args.batch_size / 128, "adam": 3e-3, "lars": 0.3 * args.batch_size / 256}
+    decays = {"sgd": 5e-4, "adam": 1e-6, "lars": 1e-6}
+    defaults = {"lr": rates[args.optimizer], "weight_decay": decays[args.optimizer]}
+    defaults |= {"reg_weight": REG_WEIGHT[args.reg]}
+    given = {key: value for key, value in vars(args).items() if value is not None}
+    args = argparse.Namespace(**vars(args) | defaults | given)
     if args.stem == "auto":
         args.stem = "cifar" if args.image_size <= 64 else "imagenet"
     dim = encoder_dim(args.arch, args.width)
@@ -960,12 +959,8 @@ def prepare(args, resolve=resolve):
         raise UserError(f"--batch-size {batch} can't be shared by {processes()} processes, 2 images each")
     if args.epochs and args.warmup_epochs >= args.epochs:
         raise UserError(f"--warmup-epochs {args.warmup_epochs} leaves none of --epochs {args.epochs}")
-    # what these refuse should not wait for a download or for a folder to be packed
-    if args.image_size or args.dataset in NAMED:
-        pixels = args.image_size or (96 if args.dataset == "stl10" else 32)
-        resolve(argparse.Namespace(**vars(args) | {"image_size": pixels}))
-    if "crop_scale" in args:
-        Augment(args.image_size or 32, args.crop_scale, jitter=args.jitter)
+    # what this refuses, whatever the size, should not wait for a download or for a folder to be packed
+    resolve(argparse.Namespace(**vars(args) | {"image_size": args.image_size or 32}))
     data = in_turn(lambda: load_dataset(args.dataset, args.data_dir, args.image_size, args.skip_broken))
     data = subset(data, args.train_size) if args.train_size else data
     if len(data.x_train) < batch:
