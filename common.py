@@ -68,7 +68,7 @@ class UserError(ValueError):
     """Bad input. Scripts print it as one line on stderr and exit with code 2."""
 
 
-# What may be raised where a JSON file holds something else than it should
+# What may be raised where a file holds something else than it should
 ODD = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
@@ -562,8 +562,8 @@ def encoder_end(encoder):
     return layer, norm if usual else None
 
 
-CHECKPOINT_KEYS = ("backbone", "model", "state_dict")
-CHECKPOINT_PREFIXES = ("", "backbone.", "encoder.", "encoder_q.", "base_encoder.")  # all also after module.
+# What may stand before torchvision's names: keys of nested dicts, torch's wrappers, names of the encoder
+BEFORE = ("backbone", "model", "state_dict", "module", "encoder", "encoder_q", "base_encoder")
 
 
 def load_encoder(path, image_size=None):
@@ -581,7 +581,7 @@ def load_encoder(path, image_size=None):
         found = _architecture(weights)
         encoder = make_encoder(argparse.Namespace(**found))
         encoder.load_state_dict(weights)
-    except (RuntimeError, ValueError) as error:
+    except ODD as error:
         why = str(error).splitlines()[-1].strip()
         raise UserError(f"{path} does not fit: {why[:200]}") from None
     if found["stem"] == "cifar" and found["arch"] != "mlp" and not run_config(Path(path).parent):
@@ -592,44 +592,40 @@ def load_encoder(path, image_size=None):
     return encoder, found | {"image_size": own or image_size}
 
 
-def _holds_tensors(state):
-    """Whether a dict or one in it does: settings may have the names that weights have."""
-    return any(torch.is_tensor(x) or isinstance(x, dict) and _holds_tensors(x) for x in state.values())
+def _tensors(content, name=""):
+    """{name: tensor} of nested dicts, their keys joined by points, without those of torch.compile."""
+    if torch.is_tensor(content):
+        return {name.replace("._orig_mod", "").lstrip("."): content}
+    inner = content.items() if isinstance(content, dict) else ()
+    return {path: tensor for key, x in inner for path, tensor in _tensors(x, f"{name}.{key}").items()}
 
 
 def _checkpoint_weights(path):
-    """{name: tensor} of the encoder in a file, without the prefixes in use, `fc` and what is behind it."""
+    """{name: tensor} of the encoder in a file, without what stands `BEFORE`, `fc` and what is behind it."""
     safe = torch.serialization.safe_globals([argparse.Namespace])  # official checkpoints carry arguments
     advice = "of a whole model save model.state_dict()"
     with open(path, "rb") as file, refusing(f"{path} is not a checkpoint of tensors: {advice}"), safe:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    for _ in range(3):  # keys may be nested
-        state = state if isinstance(state, dict) else {}
-        inner = [state.get(key) for key in CHECKPOINT_KEYS]
-        inner = [found for found in inner if isinstance(found, dict) and _holds_tensors(found)]
-        state = inner[0] if inner else state
-    state = {key: value for key, value in state.items() if isinstance(key, str) and torch.is_tensor(value)}
-    state = {key.replace("_orig_mod.", ""): value for key, value in state.items()}  # of torch.compile
-    for prefix in (f"{outer}{inner}" for inner in CHECKPOINT_PREFIXES for outer in ("", "module.")):
-        if {f"{prefix}conv1.weight", f"{prefix}layer1.weight"} & set(state):
-            names = tuple(f"{prefix}{name}" for name in ("conv1.", "bn1.", "layer"))
-            return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(names)}
-    known = f"conv1.weight, itself or after {', '.join(CHECKPOINT_PREFIXES[1:])}"
-    raise UserError(f"{path} is no torchvision ResNet: it has no {known}; it has {min(state, default=None)}")
+        state = _tensors(torch.load(file, map_location="cpu", weights_only=True))
+    first = re.compile(rf"((({'|'.join(BEFORE)})\.)*)(conv1|layer1)\.weight")
+    prefixes = [match[1] for match in map(first.fullmatch, state) if match]
+    if not prefixes:
+        lacks = f"conv1.weight, itself or after {', '.join(BEFORE)}; it has {min(state, default=None)}"
+        raise UserError(f"{path} is no torchvision ResNet: it has no {lacks}")
+    prefix = min(prefixes, key=len)
+    names = tuple(f"{prefix}{name}" for name in ("conv1.", "bn1.", "layer"))
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(names)}
 
 
 def _architecture(weights):
     """What `make_encoder` needs for weights of these names and shapes."""
-    first = weights.get("layer1.weight", weights.get("conv1.weight"))
-    least, ndim = (4, 2) if "layer1.weight" in weights else (1, 4)
-    if first.ndim != ndim or len(first) < least or 0 in first.shape:
-        raise ValueError(f"its first weight is {tuple(first.shape)}")
     if "layer1.weight" in weights:
-        size = math.isqrt(first.shape[1] // 3)
+        first = weights["layer1.weight"]
+        size = math.isqrt(first[0].numel() // 3)
         return {"arch": "mlp", "stem": "cifar", "width": len(first) // 4, "image_size": size}
+    first = weights["conv1.weight"]
     arch = "resnet34" if "layer3.5.conv1.weight" in weights else "resnet18"
     arch = "resnet50" if "layer1.0.conv3.weight" in weights else arch
-    stem = "cifar" if first.shape[2] == 3 else "imagenet"
+    stem = "cifar" if first.shape[2:] == (3, 3) else "imagenet"
     return {"arch": arch, "stem": stem, "width": len(first), "image_size": None}
 
 
