@@ -405,16 +405,13 @@ class Augment:
         """The parameters of views, but for the jitter's order, from numbers (32, n) uniform in [0, 1)."""
         areas, ratios, places, chances, strengths = uniform.split((10, 10, 2, 5, 5))
         for_jitter, for_flip, for_grey, for_blur, for_solarize = chances
+        in_first = torch.arange(uniform.shape[1], device=uniform.device) < uniform.shape[1] / 2
 
         def between(values, low, high):
             return values * (high - low) + low
 
         def chosen(drawn, probability):
-            first, second = _pair(probability)
-            if first == second:
-                return drawn < first
-            in_first = torch.arange(drawn.numel(), device=drawn.device) < drawn.numel() / 2
-            return drawn < torch.where(in_first, first, second)
+            return drawn < torch.where(in_first, *_pair(probability))
 
         area = height * width * between(areas, *self.scale)
         ratio = between(ratios, math.log(3 / 4), math.log(4 / 3)).exp()
