@@ -156,14 +156,12 @@ def _read_npz(path):
         x = arrays[f"x_{split}"]
         y = arrays[f"y_{split}"]
         if x.dtype != np.uint8 or x.shape[1:] != (*arrays["x_train"].shape[1:3], 3) or 0 in x.shape:
-            wanted = f"uint8 (N, H, W, 3){', H and W those of x_train' if split == 'test' else ''}"
+            wanted = "uint8 (N, H, W, 3), H and W those of x_train"
             raise UserError(f"{path}: x_{split} must be {wanted}, not {x.dtype} {x.shape}")
-        least = -1 if split == "train" else 0
-        if y.dtype.kind not in "iu" or y.shape != x.shape[:1] or y.min() < least:
-            found = f"{y.dtype} {y.shape}"
-            found += f" from {y.min()}" if y.size and y.dtype.kind in "iuf" else ""
+        if y.dtype.kind not in "iu" or y.shape != x.shape[:1] or y.min() < (-1 if split == "train" else 0):
             wanted = f"{len(x)} integers >= 0 (-1 in y_train: no label)"
-            raise UserError(f"{path}: y_{split} must be {wanted}, not {found}")
+            least = np.unique(y)[:1]
+            raise UserError(f"{path}: y_{split} must be {wanted}, not {y.dtype} {y.shape} from {least}")
     labels = 1 + int(max(arrays["y_train"].max(), arrays["y_test"].max()))
     classes = arrays.setdefault("classes", np.arange(labels if labels < 2**16 else 0))
     if arrays["y_train"].max() < 0 or classes.ndim != 1 or len(classes) < labels:
