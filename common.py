@@ -1872,15 +1872,13 @@ def open_run(args, name, data):
     """
     out = run_folder(args, name)
     new = _configuration(args, name) | {"data": _checksum(args, data)}
-    there = _claim(out)
-    config = there or new
+    there = config = _claim(out)
     if there and not args.overwrite:
         _require_same_run(out, there, new, args.resume)
     else:
         config = new
         for file in ("result.json", "encoder.pt", "checkpoint.pt", "metrics.jsonl"):
             (out / file).unlink(missing_ok=True)  # a kill leaves config.json, by which the folder is a run's
-        write_json(out / "config.json", config)
     if (out / "result.json").exists():
         result = read_json(out / "result.json")
         if not (isinstance(result, dict) and "config" in result):
@@ -1891,10 +1889,9 @@ def open_run(args, name, data):
     if (out / "checkpoint.pt").exists():
         with refusing(f"{out / 'checkpoint.pt'} can't be read, --overwrite starts anew"):
             checkpoint = dict(torch.load(out / "checkpoint.pt", "cpu", weights_only=True))
-    if config is there and checkpoint is None:
+    elif config is not new:
         note(f"{out} has no checkpoint.pt: its run begins anew")
         config = new
-        write_json(out / "config.json", config)
     compiled = new["arguments"].get("compile")
     if config["arguments"].get("compile", compiled) != compiled:
         note(f"{out} was begun with another --compile: from here on its weights will differ in rounding")
@@ -1904,7 +1901,8 @@ def open_run(args, name, data):
         if str(config.get(key) or new[key]).split()[-1] != new[key]:
             note(f"{out} was begun with another version of {what}")
             config = config | {key: f"{config[key]} {new[key]}"}
-            write_json(out / "config.json", config)
+    if config is not there:  # else its date says when the run was begun
+        write_json(out / "config.json", config)
     return out, config, checkpoint, None
 
 
