@@ -1907,23 +1907,22 @@ def open_run(args, name, data):
 
 
 def _configuration(args, name):
+    script = Path(sys.argv[0])
+    files = [file for file in (script, Path(__file__)) if file.is_file()]  # git knows no script of one's own
+    code = f"{zlib.crc32(b''.join(file.read_bytes() for file in files)):08x}"
     arguments = {key: value for key, value in vars(args).items() if key not in NOT_OF_A_RUN}
     device = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
     if args.device != "cpu":
         device = torch.cuda.get_device_name(args.device)
     if processes() > 1:
         device = f"{processes()} × {device}"
-    versions = {module.__name__: str(module.__version__) for module in (torch, torchvision, np)}
+    run = {"script": script.name, "code": code, "name": name, "arguments": arguments, "device": device}
+    run |= {module.__name__: str(module.__version__) for module in (torch, torchvision, np)}
     command = "git describe --always --dirty --abbrev=40 --exclude='*'"
     place = {"cwd": Path(__file__).resolve().parent, "shell": True}
     git = subprocess.run(command, **place, capture_output=True, text=True, check=False).stdout.strip()
-    versions |= {"git": git or None, "python": platform.python_version()}
-    origin = {"device": device, **versions}
-    script = Path(sys.argv[0])
-    files = [file for file in (script, Path(__file__)) if file.is_file()]  # git knows no script of one's own
-    code = f"{zlib.crc32(b''.join(file.read_bytes() for file in files)):08x}"
-    run = {"script": script.name, "code": code, "name": name, "arguments": arguments}
-    return json.loads(json.dumps({**run, **origin}, default=str))  # a path as text
+    run |= {"git": git or None, "python": platform.python_version()}
+    return json.loads(json.dumps(run, default=str))  # a path as text
 
 
 def _checksum(args, data):
