@@ -57,7 +57,6 @@ torch.backends.cudnn.allow_tf32 = False
 warnings.filterwarnings("ignore", message=".*TensorFloat32 tensor cores.*")
 # Of files that are refused, which one line says.
 warnings.filterwarnings("ignore", message=".*TorchScript archive|Validating sparse tensor invariants")
-warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # pack.py's, nor written
 
 # glibc keeps freed memory for later up to the size of the largest block freed so far, 32 MB at most. Freeing
 # 30 MB once makes Augment 1.6 times as fast on a CPU.

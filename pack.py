@@ -11,6 +11,7 @@ import errno
 import hashlib
 import io
 import os
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,6 +27,8 @@ HEADER = 128  # bytes of an .npy header for such arrays, whatever N is
 OF_DISKS = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE)  # errors that say nothing of an image
 BLOCK = 512  # images between two notes of how far it is
 ANEW = "remove that folder to pack it anew"
+
+warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # a map's, nor written
 
 
 def pack(path, size, skip_broken=False):
