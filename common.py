@@ -118,13 +118,7 @@ def load_dataset(name, data_dir="data", image_size=None, skip_broken=False):
             raise UserError(f"the image folder {path} needs --image-size")
         with refusing("an image folder needs pack.py beside common.py"):
             import pack
-        try:
-            pack.pack(path, image_size, skip_broken)
-        finally:  # processes of another node may pack on a disk of their own
-            unlock(path / f"packed-{image_size}")
-        found = Dataset(path.stem, *pack.load(path, image_size), mapped=True)
-        require_two(path, found.x_train, found.x_test)
-        return found
+        return pack.dataset(path, image_size, skip_broken)
     else:
         raise UserError(f"dataset {name!r} is not shapes, {', '.join(NAMED)}, an .npz or a folder")
     tensors = {}

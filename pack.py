@@ -69,9 +69,13 @@ def _is_note(note):
     return whole and isinstance(note.get("done"), int) and "listing" in note
 
 
-def load(path, size):
-    """(x_train, y_train, x_test, y_test, classes) of a packed folder, x mapped from its files."""
+def dataset(path, size, skip_broken=False):
+    """The `common.Dataset` of an image folder: packed if it is not yet, mapped from packed-<size>."""
     folder = path / f"packed-{size}"
+    try:
+        pack(path, size, skip_broken)
+    finally:  # processes of another node may pack on a disk of their own
+        common.unlock(folder)
     found = []
     parts = splits(path)
     for split, images in parts.items():
@@ -86,7 +90,8 @@ def load(path, size):
         if x.dtype != np.uint8 or x.shape != (len(kept), 3, size, size):
             raise common.UserError(f"{folder / split}.npy holds {x.dtype} {x.shape}, not its images: {ANEW}")
         found += [torch.from_numpy(x), torch.tensor(labels)]
-    return *found, tuple(parts["train"].classes)
+    common.require_two(path, *found[::2])
+    return common.Dataset(path.stem, *found, tuple(parts["train"].classes), mapped=True)
 
 
 def splits(path):
@@ -175,9 +180,8 @@ def main():
     parser.add_argument("--image-size", type=common.number(int, 8, 4096), required=True, help="pixels")
     parser.add_argument("--skip-broken", action="store_true", help="leave unreadable images out")
     args = parser.parse_args()
-    pack(args.folder, args.image_size, args.skip_broken)
-    x_train, _, x_test, _, classes = load(args.folder, args.image_size)
-    print(f"{len(x_train)} images to train, {len(x_test)} to test, {len(classes)} classes")
+    data = dataset(args.folder, args.image_size, args.skip_broken)
+    print(f"{len(data.x_train)} images to train, {len(data.x_test)} to test, {len(data.classes)} classes")
 
 
 if __name__ == "__main__":
