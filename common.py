@@ -341,8 +341,8 @@ class Augment:
     the order of the jitter's operations is drawn once a batch. scale: share of the area that a crop keeps.
     jitter: brightness, contrast, saturation, hue. flip and *_p: probabilities; a pair of blur_p or solarize_p
     is that of the batch's first and second half. Blur: a kernel of 10 % of the size, sigma 0.1 … 2 pixels.
-    `draw` takes every random number, `apply` none. share (i, n): of a batch of two views of n times the
-    images, draws all and keeps the i-th part of both. UserError for values that make no sense.
+    `draw` takes every random number, `apply` none; of several processes each draws those of the whole batch
+    and keeps its share of either half. UserError for values that make no sense.
     """
 
     size: int
@@ -355,7 +355,6 @@ class Augment:
     solarize_p: float | tuple = 0.0
     mean: tuple = IMAGENET_MEAN
     std: tuple = IMAGENET_STD
-    share: tuple = (0, 1)
 
     def __post_init__(self):
         low, high = self.scale
@@ -384,10 +383,9 @@ class Augment:
 
     def draw(self, n, height, width, device="cpu", generator=None):
         """The random parameters of n views of images of height x width, as `apply` takes them."""
-        process, count = self.share
-        uniform = torch.rand(32, n * count, generator=generator, device=device)
-        if count > 1:
-            uniform = uniform.view(32, 2, count, -1)[:, :, process].flatten(1)
+        uniform = torch.rand(32, n * processes(), generator=generator, device=device)
+        if processes() > 1:
+            uniform = uniform.view(32, 2, processes(), -1)[:, :, process_index()].flatten(1)
         on_host = generator if generator is not None and generator.device.type == "cpu" else None
         order = torch.randperm(4, generator=on_host).tolist()
         return {**self.parameters(uniform, height, width), "order": order}
@@ -1196,8 +1194,7 @@ def training_step(args, encoder, projector, loss, modules=()):
     # device. On CUDA the order of the jitter is drawn on the host, from torch's own generator.
     generator = torch.Generator(args.device).manual_seed(args.seed)
     odds = {"grey_p": args.grey_p, "blur_p": args.blur_p, "solarize_p": args.solarize_p}
-    share = (process_index(), processes())
-    augment = Augment(args.image_size, args.crop_scale, jitter=args.jitter, **odds, share=share)
+    augment = Augment(args.image_size, args.crop_scale, jitter=args.jitter, **odds)
     model = nn.ModuleDict({"encoder": encoder, "projector": projector, "others": nn.ModuleList(modules)})
     if processes() > 1 and cuda:
         if any(map(_is_batchnorm, (encoder, projector, *modules))):  # it would be replaced in the model alone
