@@ -325,9 +325,6 @@ def normalize(x, mean=IMAGENET_MEAN, std=IMAGENET_STD):
     return torch.stack([(x[:, i] - mean[i]) / std[i] for i in range(3)], 1)
 
 
-NO_BLUR = 0.01  # sigma, in pixels
-
-
 def _pair(value):
     return tuple(value) if isinstance(value, tuple | list) else (value, value)
 
@@ -419,12 +416,13 @@ class Augment:
         for drawn, strength, off in zip(strengths, self.jitter, (1, 1, 1, 0)):
             low = max(off - 1, off - strength)  # factors stay above 0; a shift of the hue is below 1 anyway
             factors.append(torch.where(jittered, between(drawn, low, off + strength), off))
+        # a sigma of 0.01 pixels blurs nothing
         return {
             "box": (top, left, h, w),
             "flip": for_flip < self.flip,
             "factors": tuple(factors),
             "grey": for_grey < self.grey_p,
-            "sigma": torch.where(chosen(for_blur, self.blur_p), between(strengths[4], 0.1, 2), NO_BLUR),
+            "sigma": torch.where(chosen(for_blur, self.blur_p), between(strengths[4], 0.1, 2), 0.01),
             "solarized": chosen(for_solarize, self.solarize_p),
         }
 
@@ -741,7 +739,6 @@ def trained_linears(projector):
     return [m for m in projector.modules() if isinstance(m, nn.Linear) and m.weight.requires_grad]
 
 
-WITHOUT_LINEAR = ("none", "orthogonal", "diagonal", "lowrank", "lowrank-diagonal")  # kinds of projectors
 NO_LINEAR = "--reg-on projector, --reg sparsehead need a projector with a trained linear layer"
 
 
@@ -899,7 +896,7 @@ def check_projector(args, uses):
 
     uses: {"rank": the kinds that have one, …}.
     """
-    if _penalised(args) == "projector" and args.projector in WITHOUT_LINEAR:
+    if _penalised(args) == "projector" and args.projector not in ("mlp", "linear"):
         raise UserError(NO_LINEAR)
     for flag, kinds in uses.items():
         if getattr(args, flag) and args.projector not in kinds:
