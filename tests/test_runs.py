@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -106,6 +107,7 @@ REFUSED = {
         complex.pt --dataset TINY => complex.pt; mlp.pt --dataset TINY --image-size 9;
         RUN/encoder.pt --dataset TINY --layer z => layer z; other.pt --dataset TINY => other.pt;
         module.pt --dataset TINY => module.pt=state_dict() (UnpicklingError); cut.pt --dataset TINY => cut.pt;
+        script.pt --dataset TINY => script.pt=state_dict() (RuntimeError);
         text.pt --dataset TINY => text.pt; no.pt --dataset TINY => no.pt;
         less.pt --dataset TINY => less.pt; more.pt --dataset TINY => more.pt""",
     "toy_linear.py": """
@@ -348,6 +350,9 @@ def files(tmp_path, whole):
     torch.save({"weights": torch.ones(3)}, tmp_path / "other.pt")
     torch.save(dict.fromkeys(("conv1.weight", "layer1.0.conv1.weight"), torch.ones(2)), tmp_path / "cut.pt")
     torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pt")
+    with zipfile.ZipFile(tmp_path / "script.pt", "w") as file:  # TorchScript's
+        for name in ("version", "constants.pkl"):
+            file.writestr(f"s/{name}", "3")
     return set(tmp_path.rglob("*"))
 
 
