@@ -1908,7 +1908,8 @@ def _configuration(args, name):
     place = {"cwd": Path(__file__).resolve().parent, "shell": True}
     git = subprocess.run(command, **place, capture_output=True, text=True, check=False).stdout.strip()
     run |= {"git": git or None, "python": platform.python_version()}
-    return json.loads(json.dumps(run, default=str))  # a path as text
+    # a path as text, and infinity, of which a file would make null
+    return json.loads(json.dumps(run, default=str), parse_constant=str)
 
 
 def _checksum(args, data):

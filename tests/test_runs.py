@@ -252,11 +252,13 @@ def test_another_runs_folder_is_never_touched(copied, start, flags, there, says)
     assert contents(copied) == before
 
 
-def test_arguments_of_ones_own_may_be_paths_and_have_any_name():
-    args = SimpleNamespace(device="cpu", name="a", script=Path("b"), data="c")
+def test_arguments_of_ones_own_may_be_paths_or_infinite_and_have_any_name(tmp_path):
+    args = SimpleNamespace(device="cpu", name="a", script=Path("b"), data="c", clip=np.inf)
     config = common._configuration(args, "row") | {"data": "96 images"}
-    assert config["arguments"] == {"device": "cpu", "name": "a", "script": "b", "data": "c"}
-    common._require_same_run(Path("run"), config, config, True)
+    expected = {"device": "cpu", "name": "a", "script": "b", "data": "c", "clip": "Infinity"}
+    assert config["arguments"] == expected
+    common.write_json(tmp_path / "config.json", config)
+    common._require_same_run(Path("run"), read(tmp_path, "config.json"), config, True)
     for key in ("name", "script", "data"):
         other = config | {"arguments": config["arguments"] | {key: "z"}}
         with pytest.raises(common.UserError, match=f"another run, {key} is z there"):
