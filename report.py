@@ -638,7 +638,7 @@ def main():
     kind.add_argument("--table", choices=rows.TABLES, help="print this table instead")
     parser.add_argument("--scale", choices=rows.SCALES, help="of --table (all that are measured)")
     args = parser.parse_args()
-    if args.out.is_dir():
+    if args.out.exists() and not args.out.is_file():  # a folder; a device, whose place the page would take
         raise common.UserError(f"-o {args.out} is no file")
     if not args.results.is_dir():
         raise common.UserError(f"--results {args.results} is no folder")

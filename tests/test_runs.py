@@ -1,5 +1,6 @@
 """Whole runs: what a folder holds, interruptions of every kind, refusals, copies, figures."""
 
+import os
 import re
 import shlex
 import shutil
@@ -98,7 +99,7 @@ REFUSED = {
         --seeds=; --seeds=abc; --seeds=-1; --seeds=0,1; '--seeds=1 02'; --scale=huge; --scale=%;
         --datasets=; --datasets=CIFAR10; --datasets=data/cifar10; --since=nan; --since=inf; --since=1e300;
         --since=-1; --data=; table9 => table9""",
-    "report.py": "=> --results; -o .; -o ''; -o run",
+    "report.py": "=> --results; -o .; -o ''; -o run; -o pipe",
     "plot_spectra.py": """
         => runs; run => run; absent => absent; list.json => list.json; other.pt => --dataset;
         RUN -o figure.xyz; RUN --layer q; RUN --norms --covariance; RUN --norms --layer h;
@@ -339,6 +340,7 @@ def files(tmp_path, whole):
         Image.new("RGB", (16, 16)).save(tmp_path / "photos" / photo)
     images, labels = np.zeros((5, 12, 12, 3), np.uint8), np.zeros(5, int)
     np.savez(tmp_path / "one.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    os.mkfifo(tmp_path / "pipe")
     put(tmp_path / "half" / "config.json", {})
     put(tmp_path / "wrong.json", read(whole) | {"spectra": {"h": "x", "z": "x"}})
     put(tmp_path / "null.json", read(whole) | {"spectra": read(whole)["spectra"] | {"h": [None] * 8}})
