@@ -14,6 +14,10 @@ DATA := data
 JOBS := 1
 GPUS := 1
 TABLES := table2 table1 barlow directclr-tables sparsehead-table weights
+# Without this a misspelt name would set nothing, and other runs would start.
+NAMES := VENV PY SCALE SEEDS DATASETS DATA JOBS GPUS BUDGET TABLES
+GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
+$(if $(filter-out $(NAMES),$(GIVEN)),$(error no variable is called $(filter-out $(NAMES),$(GIVEN)): there are $(NAMES)))
 # One deadline for all that a make does: a budget counts from here.
 NOW := $(shell date +%s)
 RUNS = --scale="$(SCALE)" --seeds="$(SEEDS)" --datasets="$(DATASETS)" --data="$(DATA)" --jobs="$(JOBS)" --gpus="$(GPUS)" \

@@ -229,6 +229,11 @@ def test_make_hands_all_tables_to_plans_of_one_deadline_and_then_reports(folder,
     assert "--budget" not in make(folder, "-n", *targets).stdout
 
 
+def test_a_misspelt_variable_of_make_is_that_line(folder):
+    done = make(folder, "-n", "table2", "SEED=3", "SCALE=mlp")
+    assert done.returncode == 2 and "no variable is called SEED: there are" in done.stderr and not done.stdout
+
+
 def test_a_bad_variable_of_make_is_that_line(folder):
     for name in ("plan.py", "rows.py", "common.py"):
         shutil.copy(ROOT / name, folder)
