@@ -91,7 +91,7 @@ def ranks(claim, layer, a, b):
 
 def lost(result, statistic="rank_1e-3"):
     """How much of h there is less at the end than at the start, in % of D."""
-    less = measure(result, statistic, start=True) - measure(result, statistic)
+    less = measure(get(result, "start"), statistic) - measure(result, statistic)
     less = -less if statistic == "dead" else less
     return 100 * less / len(result["spectra"]["h"])
 
@@ -154,17 +154,17 @@ def hardly_weights(a, b):
 
 def decorrelated(result, layer):
     """How far the mean |off-diagonal| / diagonal of a layer's covariance has fallen since the start."""
-    return measure(result, "offdiagonal", layer, start=True) - measure(result, "offdiagonal", layer)
+    return measure(get(result, "start"), "offdiagonal", layer) - measure(result, "offdiagonal", layer)
 
 
-def above_z(kind, result, *at):
-    """Mean over k of ln σ_k of the projector's hidden layer minus that of z, after training or at "start"."""
-    return change(get(result, *at, kind, "projector_hidden"), get(result, *at, kind, "z")).mean()
+def above_z(kind, result):
+    """Mean over k of ln σ_k of the projector's hidden layer minus that of z."""
+    return change(get(result, kind, "projector_hidden"), get(result, kind, "z")).mean()
 
 
 def rises_above_z(kind, result):
     """How far that has risen since the start."""
-    return above_z(kind, result) - above_z(kind, result, "start")
+    return above_z(kind, result) - above_z(kind, get(result, "start"))
 
 
 def row_norms(norm, result):

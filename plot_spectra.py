@@ -66,9 +66,9 @@ def attempt(function, *results):
         return None
 
 
-def dead(result, start=False):
-    """Mask of the dead coordinates of h, after training or before."""
-    return common.dead(torch.tensor(get(result, *["start"] * start, "row_norms", "variance"))).numpy()
+def dead(result):
+    """Mask of the dead coordinates of h."""
+    return common.dead(torch.tensor(get(result, "row_norms", "variance"))).numpy()
 
 
 def has_batchnorm(result):
@@ -76,23 +76,20 @@ def has_batchnorm(result):
     return get(result, "row_norms", "folded") != get(result, "row_norms", "bare")
 
 
-def measure(result, statistic, layer="h", start=False):
-    """One number of a result, after training or before. Missing where it was not stored.
+def measure(result, statistic, layer="h"):
+    """One number of a result, or of its "start": before training. Missing where it was not stored.
 
     knn200 and other accuracies. Of a layer: rank_1e-2, rank_1e-3, rank_1e-5, entropy_rank, which are those of
     `common.ranks` of the normalised covariance; offdiagonal, the mean |off-diagonal| / mean diagonal of that;
     rankme, min_max_ratio. dead: how many coordinates of h are.
     """
-    at = ["start"] * start
     if statistic == "dead":
-        return int(dead(result, start).sum())
-    if statistic == "offdiagonal":
-        return get(result, *at, "covariance", layer, statistic)
-    if statistic in ("rankme", "min_max_ratio"):
-        return get(result, *at, statistic, layer)
+        return int(dead(result).sum())
     if statistic == "entropy_rank" or statistic.startswith("rank_"):
-        return common.ranks(torch.tensor(get(result, *at, "spectra", layer)).double())[statistic]
-    return get(result, *at, statistic)
+        return common.ranks(torch.tensor(get(result, "spectra", layer)).double())[statistic]
+    places = {"offdiagonal": ("covariance", layer, statistic)}
+    places |= dict.fromkeys(("rankme", "min_max_ratio"), (statistic, layer))
+    return get(result, *places.get(statistic, [statistic]))
 
 
 def ln_spectrum(values):
@@ -136,9 +133,10 @@ def over_time(result):
     points = get(result, "history")
     if not points:
         raise Missing("history")
+    start = get(result, "start")
     epochs = [0, *(point["epoch"] for point in points)]
-    ranks = [measure(result, "rank_1e-3", start=True), *(point["rank_1e-3"] for point in points)]
-    deaths = [measure(result, "dead", start=True), *(len(point["dead"]) for point in points)]
+    ranks = [measure(start, "rank_1e-3"), *(point["rank_1e-3"] for point in points)]
+    deaths = [measure(start, "dead"), *(len(point["dead"]) for point in points)]
     return epochs, horizons(result, epochs), ranks, deaths
 
 

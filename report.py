@@ -180,10 +180,10 @@ def check(result, scale, dataset, row, seed):
         block = result["covariance"][layer]["block"]
         require({len(line) for line in block} == {len(block)}, f"has no square covariance of {layer}")
     setting(result)  # what it is trained on can be said
-    for place in ((), ("start",)):
-        plot.attempt(last_weight, [result], *place)
+    for state in (result, result.get("start")):
+        plot.attempt(last_weight, [state])
         for statistic in ASKED:
-            plot.attempt(measure, result, statistic, "h", bool(place))
+            plot.attempt(measure, state, statistic)
     plot.attempt(plot.over_time, result)
     for key in ("bare", "folded", "variance"):
         require(all(is_number(x, 0) for x in norms[key]), f"has no valid row_norms, {key}")
@@ -267,10 +267,8 @@ INSTEAD |= {f"noproj-lastlayer-{weight}": f"the penalty, weight {weight}" for we
 SIDES = {"simclr": "the projector", **INSTEAD, "simclr-lastlayer": "both"}
 THRESHOLDS = {f"rank_{x}": f"rank of h at {x} σ₁" for x in ("1e-2", "1e-3", "1e-5")}
 ASKED = THRESHOLDS | {"dead": "dead coordinates of h"} | {x: METRICS[x] for x in ("knn200", "linear_top1")}
-PURPOSE = (
-    "Does the projector prevent collapse? Does a penalty on the last weights? Does either buy accuracy? "
-)
-PURPOSE += "Can the penalty replace the projector?"
+PURPOSE = "Does the projector prevent collapse? Does a penalty on the last weights? "
+PURPOSE += "Does either buy accuracy? Can the penalty replace the projector?"
 SPOKEN = {"rank_1e-3": "rank", "dead": "dead", "knn200": "kNN-200", "linear_top1": "linear"}
 
 
@@ -292,32 +290,37 @@ def against_collapse(results, scale, dataset, row, statistic):
 
 
 def effect(results, scale, dataset, row, statistic):
-    """(what a row does to a statistic of noproj, in words; the difference, if it is an accuracy)."""
-    if statistic in METRICS:
-        part = claims.accuracy("", statistic, row, "noproj")
-        difference = results.compare(part, scale, [dataset])
-        word = {"shown": "a gain", "refuted": "a loss"}.get(claims.outcome(part, difference), "undecided")
-    else:
-        difference = ""
+    """What a row does to a statistic of noproj, in words; of an accuracy with the difference."""
+    if statistic not in METRICS:
         word = against_collapse(results, scale, dataset, row, statistic)
-    return ("undecided" if scale == UNDECIDED else word), str(difference)
+        return "undecided" if scale == UNDECIDED else word
+    part = claims.accuracy("", statistic, row, "noproj")
+    difference = results.compare(part, scale, [dataset])
+    word = {"shown": "a gain", "refuted": "a loss"}.get(claims.outcome(part, difference), "undecided")
+    return f"{'undecided' if scale == UNDECIDED else word}, {difference}"
 
 
-def last_weight(runs, *place):
-    """σ₁ of the encoder's last weight in some runs, the least and the largest, as text."""
-    spectra = [get(run, *place, "weight_spectra") for run in runs]
+def measured(runs, statistic):
+    """A statistic of some results, or of their starts; nothing if one lacks it."""
+    found = [plot.attempt(measure, run, statistic) for run in runs]
+    return [] if None in found else found
+
+
+def last_weight(runs):
+    """σ₁ of the encoder's last weight in some results, or starts: the least and the largest, as text."""
+    spectra = [get(run, "weight_spectra") for run in runs]
     values = [[found[name][0] for name in found if "projector" not in name][-1] for found in spectra]
     return "–".join(dict.fromkeys(f"{value:.2g}" for value in (min(values), max(values))))
 
 
-def in_words(row, values, words):
-    """What a row does, as a line of a list; another rank's word where it differs."""
-    others = [f"at {x[5:]} σ₁: {words[x][0]}" for x in THRESHOLDS if words[x] != words["rank_1e-3"]]
+def in_words(side, values, words):
+    """What a side does, as a line of a list; another rank's word where it differs."""
+    others = [f"at {x[5:]} σ₁: {words[x]}" for x in THRESHOLDS if words[x] != words["rank_1e-3"]]
     told = []
     for x, name in SPOKEN.items():
-        said = [", ".join(filter(None, words[x])), *(others if x in THRESHOLDS else ())]
+        said = [words[x], *(others if x in THRESHOLDS else ())]
         told.append(f"{name} {np.mean(values[x]):.1f} ({'; '.join(said)})")
-    return f"- *{SIDES[row].capitalize()}:* {', '.join(told)}"
+    return f"- *{side.capitalize()}:* {', '.join(told)}"
 
 
 def replacing(results, scale, dataset):
@@ -334,29 +337,28 @@ def answer(results, *place):
     sides = [row for row in SIDES if results.together(*place, (row, "noproj"))]
     if not sides:
         return
-    runs = {row: list(results.of(*place, row).values()) for row in ("noproj", *sides)}
-    values = {row: {x: [measure(run, x) for run in runs[row]] for x in ASKED} for row in runs}
-    words = {row: {x: effect(results, *place, row, x) for x in ASKED} for row in sides}
-    starts = {x: [plot.attempt(measure, run, x, "h", True) for run in runs["noproj"]] for x in ASKED}
-    starts = {x: [] if None in found else found for x, found in starts.items()}
-    of = len(runs["noproj"][0]["spectra"]["h"])
-    neither = [f"{name} {np.mean(values['noproj'][x]):.1f}" for x, name in SPOKEN.items()]
-    start = starts["rank_1e-3"]
-    neither[0] += f" (at the start {np.mean(start):.1f})" if start else ""
+    neither = results.all(*place, ["noproj"])
+    columns = {"at the start": [run.get("start") for run in neither], "neither": neither}
+    columns |= {SIDES[row]: results.all(*place, [row]) for row in sides}
+    values = {name: {x: measured(runs, x) for x in ASKED} for name, runs in columns.items()}
+    words = {SIDES[row]: {x: effect(results, *place, row, x) for x in ASKED} for row in sides}
+    of = len(neither[0]["spectra"]["h"])
+    ends = [f"{name} {np.mean(values['neither'][x]):.1f}" for x, name in SPOKEN.items()]
+    start = values["at the start"]["rank_1e-3"]
+    ends[0] += f" (at the start {np.mean(start):.1f})" if start else ""
     yield f"**`{place[0]}`, {title(place[1])}** ({rows.SCALES[place[0]].meaning})"
-    said = ", ".join(neither)
+    said = ", ".join(ends)
     text = f"With neither projector nor penalty training ends at: {said}. h has {of} dimensions."
-    yield "\n".join([text, "", *(in_words(row, values[row], words[row]) for row in sides)])
+    yield "\n".join([text, "", *(in_words(side, values[side], words[side]) for side in words)])
     if found := "; ".join(replacing(results, *place)):
         yield f"In the projector's place, against it: {found}."
     lines = []
     for x, name in ASKED.items():
-        cells = [(mean_std(values[row][x]), *(words[row][x] if row in words else ())) for row in runs]
-        lines.append([name, mean_std(starts[x]), *(", ".join(filter(None, cell)) for cell in cells)])
-    ends = [(runs["noproj"], "start"), *([of_row] for of_row in runs.values())]
-    last = [plot.attempt(last_weight, *end) or "–" for end in ends]
+        cells = [(mean_std(values[column][x]), words.get(column, {}).get(x)) for column in columns]
+        lines.append([name, *(", ".join(filter(None, cell)) for cell in cells)])
+    last = [plot.attempt(last_weight, runs) or "–" for runs in columns.values()]
     lines.append(["σ₁ of the encoder's last weight", *last])
-    yield markdown((f"of {of} dimensions", "at the start", "neither", *(SIDES[row] for row in sides)), lines)
+    yield markdown((f"of {of} dimensions", *columns), lines)
 
 
 def decided(results):
