@@ -45,11 +45,11 @@ class Results:
         self.problems = []
         for path in sorted(folder.rglob("*.json")):
             try:
-                self.take(common.read_json(path), path.relative_to(folder).with_suffix("").parts)
-            except common.ODD as error:
-                why = common.brief(error)
-                why = why if isinstance(error, common.UserError) else f"is no result ({why})"
-                self.problems.append(why if str(path) in why else f"{path} {why}")
+                content = common.read_json(path)
+                with common.refusing(f"{path} is no result", common.ODD):
+                    self.take(content, path.relative_to(folder).with_suffix("").parts)
+            except common.UserError as error:
+                self.problems.append(str(error))
 
     def take(self, content, parts):
         """Adds what a file at this place holds, if it is what it should be."""
