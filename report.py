@@ -36,12 +36,13 @@ COLUMNS = {  # of a table; of others kNN-200 and linear, and of SparseHead's on 
 
 class Results:
     """runs: {(scale, dataset, row): {seed: what result.json holds}}, an alias's under the row that it is.
-    toy: {claim: what toy*.json say}. benches: what bench-*.json hold. problems: files left out, and why."""
+    toy: {claim: what toy*.json say}. costs: {device: what bench-*.json say of C19}. problems: files left out,
+    and why."""
 
     def __init__(self, folder):
         self.runs = {}
         self.toy = {}
-        self.benches = []
+        self.costs = {}
         self.problems = []
         for path in sorted(folder.rglob("*.json")):
             try:
@@ -65,9 +66,7 @@ class Results:
             list(toy_paragraphs(found))
             self.toy = dict(sorted((self.toy | found).items()))
         elif len(parts) == 1 and parts[0].startswith("bench-"):
-            claims.cost(content)
-            require(isinstance(content["device"], str), "has no valid device")
-            self.benches.append(content)
+            self.costs[content["device"]] = claims.cost(content)
         else:
             raise common.UserError("is not at <scale>/<dataset>/<row>/seed<k>.json")
 
@@ -516,7 +515,7 @@ def claims_table(results, figures):
         found = {scale: said for scale in results.scales() if (said := verdict(results, name, scale))}
         links = [f"[{scale}](figures/{scale}/{figure}.png)" for scale in found if figure in figures[scale]]
         lines.append(claim_line(name, text, source, found, links))
-    found = {bench["device"]: said for bench in results.benches if (said := claims.cost(bench))}
+    found = {device: said for device, said in results.costs.items() if said}
     lines.append(claim_line("C19", "`lastlayer` costs O(n³), WERank O(L·n³)", "LL section 1", found, []))
     return markdown(("", "claim", "source", "verdict", "parts", "figure"), lines)
 
