@@ -118,33 +118,26 @@ class Results:
         found = {seed: plot.attempt(part.value, *of_seed) for seed, of_seed in runs}
         return {seed: value for seed, value in found.items() if value is not None}
 
-    def sharing(self, part, scale, datasets):
-        """Those of the data sets, from the first on, that share LEAST seeds, or else all."""
+    def groups(self, part, scale, datasets):
+        """Lists of the data sets that a Part is judged on: one each, of a pooled one all that share LEAST
+        seeds, from the first on. Those with fewer count only where there is no other."""
+        pooled = len(part.pairs) > 1
         kept = []
         for dataset in datasets:
-            e = self.compare(part, scale, [*kept, dataset])
+            e = self.compare(part, scale, [*kept, dataset] if pooled else [dataset])
             kept += [dataset] if e and (e.n >= LEAST or not e.n) else []
-        return kept or datasets
+        kept = kept or [one for one in datasets if self.compare(part, scale, [one])] or datasets[:1]
+        return [kept] if pooled else [[dataset] for dataset in kept]
 
 
 @cache
 def judged(results, claim, scale):
-    """[(data sets, Part, Estimate or None, outcome)] of a claim. A Part is judged on each data set, a pooled
-    one on all together; those with fewer than LEAST seeds count only where there is no other. A refutation
-    has to stand among all parts that have a say and as many seeds."""
+    """[(data sets, Part, Estimate or None, outcome)] of a claim. A refutation has to stand among all parts
+    that have a say and LEAST seeds."""
     parts = [part for part in CLAIM_PARTS if part.claim == claim]
     datasets = results.datasets(scale, {row for part in parts for pair in part.pairs for row in pair})
-    found = []
-    for part in parts:
-        each = {dataset: results.compare(part, scale, [dataset]) for dataset in datasets}
-        able = [dataset for dataset, e in each.items() if e and (e.n >= LEAST or not e.n)]
-        kept = able or [dataset for dataset in datasets if each[dataset]] or datasets[:1]
-        groups = [[dataset] for dataset in kept]
-        if len(part.pairs) > 1:
-            groups = [results.sharing(part, scale, kept)]
-        for group in filter(None, groups):
-            e = results.compare(part, scale, group) if group[1:] else each[group[0]]
-            found.append((group, part, e))
+    groups = [(group, part) for part in parts for group in results.groups(part, scale, datasets)]
+    found = [(group, part, results.compare(part, scale, group)) for group, part in groups]
     among = sum(bool(e and e.n >= LEAST) for _, part, e in found if part.role != "beside")
     return [(group, part, e, claims.outcome(part, e, max(1, among))) for group, part, e in found]
 
