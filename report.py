@@ -30,6 +30,10 @@ COLUMNS = {  # of a table; of others kNN-200 and linear, and of SparseHead's on 
     "directclr-tables": ("linear_top1", "subvector_linear_top1"),
     "sparsehead-table": ("linear_top1", "knn5"),
 }
+# Of every table, and of SparseHead's besides
+INSIDE = {"rank h": ("rank_1e-3", "h"), "dead h": ("dead", "h")}
+INSIDE |= {"RankMe h": ("rankme", "h"), "RankMe z": ("rankme", "z")}
+RATIOS = {"min-max h": ("min_max_ratio", "h"), "min-max z": ("min_max_ratio", "z")}
 
 # ---------------------------------------------------------------------------------------------------- results
 
@@ -390,16 +394,9 @@ def mean_std(values):
     return f"{np.mean(values):.1f}{spread} ({len(values)})" if values else "–"
 
 
-def lines_of(results, table):
-    """The rows of a table; of "" those of no paper that have results."""
-    own = sorted({row for *_, row in results.runs} - set(rows.ROW))
-    return rows.of(table) if table else [rows.Row(name, "", "", "") for name in own]
-
-
-def table_of(results, table, scale, dataset):
-    """A table's lines as tuples of cells, its header first."""
-    lines = lines_of(results, table)
-    runs = [list(results.of(scale, dataset, row.name).values()) for row in lines]
+def table_of(results, table, lines, scale, dataset):
+    """A table of these rows as tuples of cells, its header first."""
+    runs = [results.all(scale, dataset, [row.name]) for row in lines]
     columns = [["row", *(row.name for row in lines)], ["", *(row.label for row in lines)]]
     metrics = COLUMNS.get(table, ("knn200", "linear_top1"))
     if table == "sparsehead-table" and dataset.startswith("imagenet"):
@@ -414,12 +411,8 @@ def table_of(results, table, scale, dataset):
             if scale == "paper" and source == dataset:
                 gaps = [np.mean(x) - value if x and value else None for x, (value, _) in zip(ours, papers)]
                 columns.append(["difference", *(number(gap, sign=True) for gap in gaps)])
-    shown = [("rank", "rank_1e-3", "h"), ("dead", "dead", "h"), ("RankMe", "rankme", "hz")]
-    shown += [("min-max", "min_max_ratio", "hz")] if table == "sparsehead-table" else []
-    for name, statistic, layers in shown:
-        for layer in layers:
-            cells = [mean_std([measure(run, statistic, layer) for run in of_row]) for of_row in runs]
-            columns.append([f"{name} {layer}", *cells])
+    for name, what in (INSIDE | (RATIOS if table == "sparsehead-table" else {})).items():
+        columns.append([name, *(mean_std([measure(run, *what) for run in of_row]) for of_row in runs)])
     minutes = [np.mean([run["seconds"] / 60 for run in of_row]) if of_row else None for of_row in runs]
     columns.append(["minutes", *map(number, minutes)])
     return list(zip(*columns))
@@ -445,12 +438,14 @@ def setting(result):
 def scale_paragraphs(results, scale, figures):
     """The tables of a scale, its figures, and what its verdicts rest on."""
     yield f"## Scale `{scale}`: {rows.SCALES[scale].meaning}"
+    others = sorted({row for *_, row in results.runs} - set(rows.ROW))
+    others = [rows.Row(name, "", "", "") for name in others]
     for table, heading in (rows.TABLES | {"": "Rows of no paper"}).items():
-        lines = lines_of(results, table)
-        own = rows.own(table) if table else lines
+        lines = rows.of(table) or others
+        own = rows.own(table) or others
         datasets = results.datasets(scale, [row.name for row in own])
         for dataset in datasets:
-            header, *body = table_of(results, table, scale, dataset)
+            header, *body = table_of(results, table, lines, scale, dataset)
             yield f"### {heading}, {title(dataset)}"
             yield markdown(header, [[f"`{name}`", *line] for name, *line in body])
             runs = results.all(scale, dataset, {rows.run_of(row.name) for row in lines})
@@ -616,7 +611,7 @@ def show(results, table, scales):
         if not results.datasets(scale, names):
             print(f"{rows.TABLES[table]}, {scale}: not measured")
         for dataset in results.datasets(scale, names):
-            lines = table_of(results, table, scale, dataset)
+            lines = table_of(results, table, rows.of(table), scale, dataset)
             widths = [max(map(len, column)) for column in zip(*lines)]
             print(f"{rows.TABLES[table]}, {title(dataset)}, {scale}: mean ± standard deviation (seeds)")
             for line in lines:
