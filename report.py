@@ -435,7 +435,7 @@ def setting(result):
     return f"{images}, {sizes}; {result['config']['device']}, torch {result['config']['torch']}"
 
 
-def scale_paragraphs(results, scale, figures):
+def scale_paragraphs(results, scale):
     """The tables of a scale, its figures, and what its verdicts rest on."""
     yield f"## Scale `{scale}`: {rows.SCALES[scale].meaning}"
     others = sorted({row for *_, row in results.runs} - set(rows.ROW))
@@ -457,7 +457,7 @@ def scale_paragraphs(results, scale, figures):
         missing = {dataset for row in own for dataset, _ in row.paper} - {*datasets, "imagenet"}
         if datasets and missing:
             yield f"Not measured: {', '.join(sorted(map(title, missing)))}."
-    links = ", ".join(f"[{name}](figures/{scale}/{name}.png)" for name in figures)
+    links = ", ".join(f"[{name}](figures/{scale}/{name}.png)" for name in drawable(results, scale))
     yield f"### Figures\n\n{links}"
     for claim, (text, source, _) in CLAIMS.items():
         if said := verdict(results, claim, scale):
@@ -492,7 +492,7 @@ def paper_difference(part, datasets):
     return (np.mean(gaps) if len(gaps) == len(found) else None), {first[1] for first, _ in whole}
 
 
-def claims_table(results, figures):
+def claims_table(results):
     """Every claim with its verdicts, each with where it was measured."""
     lines = []
     for name, claim in results.toy.items():
@@ -501,7 +501,7 @@ def claims_table(results, figures):
         lines.append(claim_line(name, claim["claim"], claim["source"], found, [link]))
     for name, (text, source, figure) in CLAIMS.items():
         found = {scale: said for scale in results.scales() if (said := verdict(results, name, scale))}
-        links = [f"[{scale}](figures/{scale}/{figure}.png)" for scale in found if figure in figures[scale]]
+        links = [f"[{at}](figures/{at}/{figure}.png)" for at in found if figure in drawable(results, at)]
         lines.append(claim_line(name, text, source, found, links))
     found = {device: said for device, said in results.costs.items() if said}
     lines.append(claim_line("C19", "`lastlayer` costs O(n³), WERank O(L·n³)", "LL section 1", found, []))
@@ -526,8 +526,8 @@ def toy_paragraphs(toy):
         yield f"![{claim['claim']}](figures/{claim['figure']}.png)"
 
 
-def page(results, figures):
-    """RESULTS.md, paragraph by paragraph. figures: names of those that can be drawn, by scale."""
+def page(results):
+    """RESULTS.md, paragraph by paragraph."""
     yield "# Results"
     yield from opening(results)
     if plot.places(results):
@@ -535,9 +535,9 @@ def page(results, figures):
     yield document("method.md").format_map(vars(claims))
     if results.problems:
         yield "\n".join(["Left out:", "", *(f"- {problem}" for problem in results.problems)])
-    yield f"## Claims\n\n{claims_table(results, figures)}"
+    yield f"## Claims\n\n{claims_table(results)}"
     for scale in results.scales():
-        yield from scale_paragraphs(results, scale, figures[scale])
+        yield from scale_paragraphs(results, scale)
     missing = [scale for scale in rows.SCALES if scale not in results.scales()]
     yield f"Scales not measured: {', '.join(missing) or 'none'}."
     if results.toy:
@@ -580,6 +580,7 @@ def draw_forest(results, scale, *_):
     return figure
 
 
+@cache
 def drawable(results, scale):
     """{figure: (its function, the data sets that it can be drawn of)} at a scale."""
     found = {}
@@ -632,22 +633,20 @@ def main():
     if not args.results.is_dir():
         raise common.UserError(f"--results {args.results} is no folder")
     results = Results(args.results)
-    figures = {}
     # what is deeper in a result than `check` looks
     with common.refusing(f"{args.results} holds what can't be told or drawn", common.ODD):
         if args.figures:
-            figures = draw(results)
+            for name, figure in draw(results).items():
+                path = args.out.parent / "figures" / f"{name}.png"
+                common.write_figure(path, figure)
+                print(path)
         elif args.table:
             show(results, args.table, [args.scale] if args.scale else results.scales())
         else:
-            found = {scale: drawable(results, scale) for scale in results.scales()}
-            text = "\n\n".join(page(results, found)).encode(errors="backslashreplace") + b"\n"
+            text = "\n\n".join(page(results)).encode(errors="backslashreplace") + b"\n"
             args.out.parent.mkdir(parents=True, exist_ok=True)
             common.write(args.out, text)
             print(args.out)
-        for name, figure in figures.items():
-            common.write_figure(args.out.parent / "figures" / f"{name}.png", figure)
-            print(args.out.parent / "figures" / f"{name}.png")
     for problem in results.problems:
         print(f"report.py: left out: {problem}", file=sys.stderr)
     sys.exit(1 if results.problems else 0)
