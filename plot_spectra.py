@@ -131,8 +131,6 @@ def horizons(result, epochs):
 def over_time(result):
     """Epochs, decay horizon H, rank and dead coordinates of h, at the start and at every evaluation."""
     points = get(result, "history")
-    if not points:
-        raise Missing("history")
     start = get(result, "start")
     epochs = [0, *(point["epoch"] for point in points)]
     ranks = [measure(start, "rank_1e-3"), *(point["rank_1e-3"] for point in points)]
@@ -143,15 +141,17 @@ def over_time(result):
 def shut(result):
     """{what: how many of h's dead coordinates}: lost to W^i, to γ_i, to a ReLU that no image opens, with
     β_i < 0 or not (one may count in several); and how many were dead at an evaluation, alive at the next."""
-    norms = {key: np.array(values) for key, values in get(result, "row_norms").items()}
+    keys = ("bare", "gamma", "beta", "open")
+    bare, gamma, beta, opened = (np.array(get(result, "row_norms", key)) for key in keys)
+    closed = opened == 0
     least = f"< {SHUT:.0%}, of its mean"  # a comma ends a line of a label
-    lost = {"dead": dead(result), rf"$\|W^i\|^2$, {least}": norms["bare"] < SHUT * norms["bare"].mean()}
-    if "gamma" in norms:
-        squares = norms["gamma"] ** 2
-        closed = norms["open"] == 0
-        lost[rf"$\gamma_i^2$, {least}"] = squares < SHUT * squares.mean()
-        lost[r"never open, $\beta_i < 0$"] = closed & (norms["beta"] < 0)
-        lost[r"never open, $\beta_i \geq 0$"] = closed & (norms["beta"] >= 0)
+    lost = {
+        "dead": True,
+        rf"$\|W^i\|^2$, {least}": bare < SHUT * bare.mean(),
+        rf"$\gamma_i^2$, {least}": gamma**2 < SHUT * (gamma**2).mean(),
+        r"never open, $\beta_i < 0$": closed & (beta < 0),
+        r"never open, $\beta_i \geq 0$": closed & (beta >= 0),
+    }
     found = {what: int((mask & dead(result)).sum()) for what, mask in lost.items()}
     deaths = [set(line["dead"]) for line in get(result, "history")]
     found["dead once, alive later"] = len({i for before, after in pairwise(deaths) for i in before - after})
