@@ -333,18 +333,17 @@ def mismatch(config, name, scale, dataset):
     """
     try:
         recorded = config["arguments"]
+        script = ROW[name].command.split()[0] if name in ROW else "simclr.py"
+        complete = vars(_module(script).parser().parse_args([])) | recorded  # older runs lack newer arguments
         if name not in ROW:
             expected = _of_scale(scale)
-            defaults = vars(_module("simclr.py").parser().parse_args([]))
-            complete = defaults | recorded  # older runs lack newer arguments
             found = {key: complete[key] for key in expected}
         else:
-            script = ROW[name].command.split()[0]
             if config["script"] != script:
                 return f"made by {config['script']}, not {script}"
             pixels = DATASETS[dataset].pixels if dataset in DATASETS else recorded["image_size"]
             expected = arguments(name, scale, dataset, pixels)
-            found = _resolved(script, vars(_module(script).parser().parse_args([])) | recorded, pixels)
+            found = _resolved(script, complete, pixels)
             pretrained = ROW[name].pretrained
             if pretrained and (why := mismatch(recorded["pretraining"], pretrained, scale, dataset)):
                 return f"its encoder is not {pretrained}'s: {why}"
