@@ -95,9 +95,8 @@ class Results:
 
     def datasets(self, scale, names):
         """Data sets with a run of any of these rows at a scale, known ones first."""
-        found = {dataset for s, dataset, _ in self.runs if s == scale}
-        every = [*rows.DATASETS, *sorted(found - set(rows.DATASETS))]
-        return [dataset for dataset in every if any(self.of(scale, dataset, name) for name in names)]
+        others = sorted({dataset for _, dataset, _ in self.runs} - set(rows.DATASETS))
+        return [dataset for dataset in (*rows.DATASETS, *others) if self.all(scale, dataset, names)]
 
     def together(self, scale, dataset, names):
         """{seed: a result of each row} of the seeds that all rows have on one kind of device."""
@@ -150,7 +149,7 @@ def source_of_chance(result):
     """What decides with the seed which images and views a run sees: CPU or which GPU, and torch's version."""
     config = result["config"]
     device = "CPU" if " CPU, " in config["device"] else config["device"]
-    return device, *(version.split("+")[0] for version in config["torch"].split())
+    return device, config["torch"].split("+")[0]
 
 
 def check(result, scale, dataset, row, seed):
@@ -272,17 +271,15 @@ def against_collapse(results, scale, dataset, row, statistic):
     """What a row does about the collapse of h without projector and penalty, in words."""
     parts = claims.collapse("", "noproj", row, statistic)
     fell, kept, gained = (claims.outcome(part, results.compare(part, scale, [dataset])) for part in parts)
-    if fell not in ("shown", "refuted"):
-        return "undecided"
-    if fell == "refuted":
-        return "nothing to prevent"
-    if gained == "refuted":
-        return "makes collapse worse"
-    if kept == "shown":
-        return "prevents collapse"
-    if gained == "shown":
-        return "lessens collapse"
-    return "does not prevent collapse" if kept == "refuted" else "undecided"
+    told = [  # the first that is so
+        (fell == "refuted", "nothing to prevent"),
+        (fell != "shown", "undecided"),
+        (gained == "refuted", "makes collapse worse"),
+        (kept == "shown", "prevents collapse"),
+        (gained == "shown", "lessens collapse"),
+        (kept == "refuted", "does not prevent collapse"),
+    ]
+    return next((words for so, words in told if so), "undecided")
 
 
 def effect(results, scale, dataset, row, statistic):
