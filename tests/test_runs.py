@@ -104,7 +104,7 @@ REFUSED = {
         => runs; run => run; absent => absent; list.json => list.json; other.pt => --dataset;
         RUN -o figure.xyz; RUN --layer q; RUN --norms --covariance; RUN --norms --layer h;
         RUN/encoder.pt --dataset nowhere => nowhere; half => none of these runs is finished;
-        wrong.json => can't be drawn; null.json => can't be drawn; huge.pt --dataset TINY => not finite;
+        wrong.json => wrong.json; null.json => null.json; huge.pt --dataset TINY => not finite;
         complex.pt --dataset TINY => complex.pt; mlp.pt --dataset TINY --image-size 9;
         RUN/encoder.pt --dataset TINY --layer z => layer z; other.pt --dataset TINY => other.pt;
         module.pt --dataset TINY => module.pt=state_dict() (UnpicklingError); cut.pt --dataset TINY => cut.pt;
