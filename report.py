@@ -625,6 +625,8 @@ def main():
     kind.add_argument("--table", choices=rows.TABLES, help="print this table instead")
     parser.add_argument("--scale", choices=rows.SCALES, help="of --table (all that are measured)")
     args = parser.parse_args()
+    if args.scale and not args.table:
+        raise common.UserError("--scale is of --table: the page and the figures have every scale")
     if args.out.exists() and not args.out.is_file():  # a folder; a device, whose place the page would take
         raise common.UserError(f"-o {args.out} is no file")
     if not args.results.is_dir():

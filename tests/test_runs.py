@@ -99,7 +99,7 @@ REFUSED = {
         --seeds=; --seeds=abc; --seeds=-1; --seeds=0,1; '--seeds=1 02'; --scale=huge; --scale=%;
         --datasets=; --datasets=CIFAR10; --datasets=data/cifar10; --since=nan; --since=inf; --since=1e300;
         --since=-1; --data=; table9 => table9""",
-    "report.py": "=> --results; -o .; -o ''; -o run; -o pipe",
+    "report.py": "=> --results; -o .; -o ''; -o run; -o pipe; --scale mini",
     "plot_spectra.py": """
         => runs; run => run; absent => absent; list.json => list.json; other.pt => --dataset;
         RUN -o figure.xyz; RUN --layer q; RUN --norms --covariance; RUN --norms --layer h;
