@@ -42,17 +42,14 @@ sparsehead-table:  ## SparseHead table 1, figures 1 and 3, with its own recipe
 weights:  ## other weights of the penalties, other readings of the papers
 clock: SCALE := compressed
 clock:  ## SCALE=compressed: does collapse follow weight decay · learning rate · steps?
-$(TABLES) clock: | $(READY)
+finetune-table: SHOW = finetune.py --table $(SCALE)
+finetune-table:  ## SparseHead table 2: 1 % and 10 % of the labels; variables as for table2
+SHOW = report.py --table $@ --scale $(SCALE)
+$(TABLES) clock finetune-table: | $(READY)
 	@exec $(PY) plan.py run $@ $(RUNS)
 	-@$(PY) report.py
 	-@$(PY) report.py --figures
-	@$(PY) report.py --table $@ --scale $(SCALE)
-
-finetune-table: | $(READY)  ## SparseHead table 2: 1 % and 10 % of the labels; variables as for table2
-	@exec $(PY) plan.py run $@ $(RUNS)
-	-@$(PY) report.py
-	-@$(PY) report.py --figures
-	@$(PY) finetune.py --table $(SCALE)
+	@$(PY) $(SHOW)
 
 all: | $(READY)  ## every table but clock and finetune-table, toy where its results are gone, report and figures
 	exec $(PY) plan.py run $(TABLES) $(RUNS)
