@@ -325,25 +325,25 @@ def replacing(results, scale, dataset):
             yield f"{name}, kNN-200 {gaps[0]}, linear {gaps[1]}"
 
 
-def answer(results, *place):
-    """What the rows of the question say at a (scale, data set): in words, and as a table."""
-    sides = [row for row in SIDES if results.together(*place, (row, "noproj"))]
+def answer(results, scale, dataset):
+    """What the rows of the question say at a scale and data set: in words, and as a table."""
+    sides = [row for row in SIDES if results.together(scale, dataset, (row, "noproj"))]
     if not sides:
         return
-    neither = results.all(*place, ["noproj"])
+    neither = results.all(scale, dataset, ["noproj"])
     columns = {"at the start": [run.get("start") for run in neither], "neither": neither}
-    columns |= {SIDES[row]: results.all(*place, [row]) for row in sides}
+    columns |= {SIDES[row]: results.all(scale, dataset, [row]) for row in sides}
     values = {name: {x: measured(runs, x) for x in ASKED} for name, runs in columns.items()}
-    words = {SIDES[row]: {x: effect(results, *place, row, x) for x in ASKED} for row in sides}
+    words = {SIDES[row]: {x: effect(results, scale, dataset, row, x) for x in ASKED} for row in sides}
     of = len(neither[0]["spectra"]["h"])
     ends = [f"{name} {np.mean(values['neither'][x]):.1f}" for x, name in SPOKEN.items()]
     start = values["at the start"]["rank_1e-3"]
     ends[0] += f" (at the start {np.mean(start):.1f})" if start else ""
-    yield f"**`{place[0]}`, {title(place[1])}** ({rows.SCALES[place[0]].meaning})"
+    yield f"**`{scale}`, {title(dataset)}** ({rows.SCALES[scale].meaning})"
     said = ", ".join(ends)
     text = f"With neither projector nor penalty training ends at: {said}. h has {of} dimensions."
     yield "\n".join([text, "", *(in_words(side, values[side], words[side]) for side in words)])
-    if found := "; ".join(replacing(results, *place)):
+    if found := "; ".join(replacing(results, scale, dataset)):
         yield f"In the projector's place, against it: {found}."
     lines = []
     for x, name in ASKED.items():
