@@ -149,7 +149,7 @@ def source_of_chance(result):
     """What decides with the seed which images and views a run sees: CPU or which GPU, and torch's version."""
     config = result["config"]
     device = "CPU" if " CPU, " in config["device"] else config["device"]
-    return device, config["torch"].split("+")[0]
+    return device, *(version.split("+")[0] for version in config["torch"].split())
 
 
 def check(result, scale, dataset, row, seed):
