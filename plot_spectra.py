@@ -262,10 +262,7 @@ SWEEP = ("directclr-d8", "directclr-d32", "directclr", "directclr-d128", "direct
 SH = ("sh-simclr", "sh-resnet50")
 
 SPECTRA = {  # title, {panel: its curves, each a row and a layer}
-    "question": (
-        "h with projector, without, with the penalty instead\n",
-        {"": [f"{row} h" for row in QUESTION]},
-    ),
+    "question": ("h with projector, without, with the penalty", {"": [f"{row} h" for row in QUESTION]}),
     "ll-1a": ("LL figure 1a: h with and without projector", {"": ["noproj h", "simclr h"]}),
     "ll-1b": ("LL figure 1b: h without projector", {"": ["barlow-noproj h", "noproj h", "directclr h"]}),
     "ll-3": (
@@ -305,7 +302,7 @@ def draw_rows(results, scale, datasets, name):
 
     heading, parts = SPECTRA[name]
     parts = {k: v for k, v in parts.items() if any(spectra(*pair) for pair in product(datasets, v))}
-    figure, axes = panels(f"{heading} ({scale}; mean of ln σ, band: all seeds)", len(datasets), len(parts))
+    figure, axes = panels(f"{heading}\n({scale}; mean of ln σ, band: all seeds)", len(datasets), len(parts))
     for line, dataset in zip(axes, datasets):
         for axis, (part, names) in zip(line, parts.items()):
             curves = []
@@ -340,7 +337,8 @@ def draw_sweep(results, scale, datasets, _):
             dim = len(runs[0]["spectra"]["h"])
             y = [run["linear_top1"] for run in runs]
             points.append((runs[0].get("dim", dim) / dim, np.mean(y), np.std(y, ddof=len(y) > 1)))
-        axis.errorbar(*zip(*sorted(points)), fmt="o-", capsize=3)
+        trend = "o-" if len(points) > 2 else "o"
+        axis.errorbar(*zip(*sorted(points)), fmt=trend, capsize=3)
         sizes = f"{len(points)} of {len(SWEEP)} sizes"
         axis.set(xlabel=r"$d_0 / D$ (1: noproj)", xscale="log", title=f"{title(dataset)}, {sizes}")
     axes[0, 0].set_ylabel("linear probe, %, mean ± std")
