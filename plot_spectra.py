@@ -493,6 +493,8 @@ def table(runs):
 
 def draw(runs, args):
     """The figure that the arguments ask for."""
+    # $ would begin a formula, and a legend leaves out what begins with _
+    runs = [(" " * label.startswith("_") + label.replace("$", r"\$"), result) for label, result in runs]
     if args.norms:
         return draw_norms(runs)
     if args.covariance:

@@ -5,12 +5,14 @@ import re
 import statistics
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import common
 import numpy as np
 import pytest
 import torch
 from conftest import LAID_OUT, ROOT, put
+from matplotlib.text import Text
 
 import claims
 import plot_spectra as plot
@@ -524,6 +526,16 @@ def test_history_and_clock_have_a_curve_a_row_and_a_run(write, tmp_path):
     curves = lambda draw: [len(axis.lines) for axis in draw(results, "short", ["cifar10"], "").axes]
     assert curves(plot.draw_history) == [1, 1]
     assert curves(plot.draw_clock) == [0, 0, 3, 3, 0, 0]
+
+
+@pytest.mark.parametrize("kind", ["", "norms", "covariance"])
+def test_a_figure_names_runs_as_their_folders_are_called(kind):
+    result = common.read_json(ROOT / "results/mini/cifar10/simclr/seed0.json")
+    args = SimpleNamespace(layer="h", **{name: name == kind for name in ("norms", "covariance")})
+    figure = plot.draw([("_a$x_$", result)], args)
+    figure.draw_without_rendering()  # a formula that is none would be an error
+    named = [text.get_text() for text in figure.findobj(Text)]
+    assert any(name.startswith(r" _a\$x_\$") for name in named)
 
 
 def test_page_and_figures_are_the_same_in_another_process(write, script, forks, tmp_path, monkeypatch):
