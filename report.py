@@ -648,7 +648,8 @@ def main():
             print(args.out)
     for problem in results.problems:
         print(f"report.py: left out: {problem}", file=sys.stderr)
-    sys.exit(1 if results.problems else 0)
+    if results.problems:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

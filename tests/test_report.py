@@ -411,6 +411,14 @@ def test_what_is_no_result_is_named_and_leaves_no_trace(write, page, tmp_path, p
     assert lines["`simclr`"][0][1] == "81.0 ± 1.0 (3)"
 
 
+def test_a_table_that_cannot_be_printed_is_an_error(script, tmp_path, monkeypatch):
+    (tmp_path / "results").mkdir()
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        done = script("report.py", "--table", "table2", "--scale", "short")
+    assert done.returncode == 2 and done.err == "report.py: error: [Errno 28] No space left on device\n"
+
+
 def test_no_results_make_a_page_that_says_so(page):
     text, lines, _ = page()
     assert "Nothing that answers it has been measured yet" in text and "**Open** until a GPU runs" in text
