@@ -319,7 +319,8 @@ class Trainer:
         say(f"{run}: {line}")
         prefix = f"{run}: " if self.jobs > 1 else ""
         code = self.execute(command, log, prefix)
-        if code == 2 and lost and not self.ended and not in_use(run.folder):  # its checkpoint does not help
+        why = log.read_bytes().rpartition(b" error: ")[2] if code == 2 and lost else b""
+        if b"--overwrite" in why and not self.ended:  # its checkpoint does not help; a full disk is no reason
             code = self.execute(self.command(run, "--overwrite"), log, prefix)
         if code == 0 and (run.folder / "result.json").exists():
             keep(run)

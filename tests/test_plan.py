@@ -69,7 +69,9 @@ if os.path.exists("gate"):
     open("gate").read()
 codes = json.load(open("codes")) if os.path.exists("codes") else {{}}
 if out.parts[-2] in codes:
-    sys.exit(codes[out.parts[-2]])
+    code, _, said = str(codes[out.parts[-2]]).partition(" ")
+    print(said, end=said and "\\n")
+    sys.exit(int(code))
 (out / "result.json").write_text(json.dumps(result))
 """
 TABLE_2 = ("run", "table2", "--scale=mini", "--seeds=0", "--datasets=cifar10")
@@ -207,9 +209,12 @@ def test_an_encoder_that_is_gone_is_made_again_from_the_checkpoint(folder):
     assert plan.Trainer("data").train(run) == 0
     assert run.folder.with_suffix(".log").read_text() == "é ready None --resume\n"
     assert (run.folder / "checkpoint.pt").exists() and plan.state(run._replace(encoder=False)) == ""
-    put(folder / "codes", {"sh-simclr": 2})  # of a checkpoint that can't be continued
-    assert plan.Trainer("data").train(run) == 2
-    assert run.folder.with_suffix(".log").read_text().endswith(" --resume\né ready None --overwrite\n")
+    for why, modes in (("disk full", ["--resume"]), ("--overwrite starts anew", ["--resume", "--overwrite"])):
+        put(run.folder / "result.json", "{}")
+        put(folder / "codes", {"sh-simclr": f"2 a.py: error: {why}"})
+        assert plan.Trainer("data").train(run) == 2
+        lines = run.folder.with_suffix(".log").read_text().splitlines()
+        assert lines[-2 * len(modes) :: 2] == [f"é ready None {mode}" for mode in modes]
 
 
 @pytest.mark.parametrize("targets", [["all"], [*rows.TABLES]], ids=["all", "tables"])
