@@ -1783,6 +1783,7 @@ def evaluate(encoder, projector, data, frozen=None):
 def write(path, content):
     """Writes a file that becomes `path` when it is whole and on the disk, never otherwise. content: bytes,
     or a function that writes them into the file that it is given."""
+    path = Path(os.path.realpath(path))  # a link stays one
     temporary = path.with_name(f"{path.name}.tmp")  # one that a kill left is written anew
     put = content if callable(content) else lambda file: file.write(content)
     try:

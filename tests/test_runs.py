@@ -222,6 +222,12 @@ def test_a_full_disk_is_one_line(tmp_path, start):
     assert not list((tmp_path / "run").glob("*.tmp"))
 
 
+def test_what_a_link_leads_to_is_written_and_the_link_stays(tmp_path):
+    (tmp_path / "link").symlink_to("there")
+    common.write(tmp_path / "link", b"new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "there").read_bytes() == b"new"
+
+
 def test_a_notebooks_stdout_is_no_error_and_ctrl_c_is_ctrl_c_where_it_is_full_too(start):
     assert start("simclr.py --epochs 1", "import io\nsys.stdout = io.StringIO()").returncode == 0
     full = "sys.stdout = open('/dev/full', 'w')\n" + sabotage("Training.train_on", 3, INTERRUPT)
