@@ -207,6 +207,16 @@ def comparable(folder):
     return (folder / "encoder.pt").read_bytes(), result, lines
 
 
+def normal(*shape, seed=0):
+    """Standard normal float64, the same for the same seed."""
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def cases(table):
+    """The cases of a table that has semicolons between them."""
+    return [case.strip() for case in table.split(";")]
+
+
 def read(folder, name="result.json"):
     """The JSON of a run's file; of metrics.jsonl a list."""
     text = (folder / name).read_text()
