@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from conftest import cases, normal
 from torch import nn
 from torch.autograd import grad, gradcheck
 
@@ -23,14 +24,14 @@ EVERY = [name for name, m in common.resnet(width=1).named_modules() if isinstanc
 REACHED = """
     --reg lastlayer: projector.3; --reg lastlayer --projector linear: projector;
     --reg lastlayer --reg-on encoder: encoder.layer4.1.conv2;
-    --reg lastlayer --no-projector: encoder.layer4.1.conv2;
+    --reg lastlayer --no-projector --arch resnet34: encoder.layer4.2.conv2;
     --reg lastlayer --projector orthogonal: encoder.layer4.1.conv2;
     --reg lastlayer --projector lowrank: encoder.layer4.1.conv2;
-    --reg lastlayer-bn --arch resnet50: encoder.layer4.2.conv3; --reg sparsehead: projector.3;
-    --reg sparsehead --projector linear: projector; --reg werank: every projector.0 projector.3;
-    --reg werank --projector linear: every projector; --reg werank --projector orthogonal: every;
-    --reg werank --no-projector: every; --reg werank --reg-on encoder: every;
-    --reg werank --reg-on projector: projector.0 projector.3;
+    --reg lastlayer-bn --arch resnet50: encoder.layer4.2.conv3; --reg lastlayer-bn --arch mlp: encoder.layer3;
+    --reg sparsehead: projector.3; --reg sparsehead --projector linear: projector;
+    --reg werank: every projector.0 projector.3; --reg werank --projector linear: every projector;
+    --reg werank --projector orthogonal: every; --reg werank --no-projector: every;
+    --reg werank --reg-on encoder: every; --reg werank --reg-on projector: projector.0 projector.3;
     --reg werank --no-projector --arch mlp: encoder.layer1 encoder.layer2 encoder.layer3"""
 SHAPES = [(6, 10), (10, 6), (8, 8), (4, 3, 3, 3), (40, 2, 3, 3)]
 PENALTIES = [common.lastlayer_penalty, lambda weight: common.werank_penalty([weight])]
@@ -56,21 +57,18 @@ def test_an_encoder_is_torchvisions_and_goes_there_and_back(arch):
 
 
 @pytest.mark.parametrize("arch, width", [("resnet18", 8), ("resnet34", 3), ("resnet50", 4)])
-@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
-def test_width_scales_every_channel(arch, width, stem):
+@pytest.mark.parametrize("stem, kernel, pixels", [("cifar", 3, 32), ("imagenet", 7, 8)])
+def test_width_scales_every_channel_and_the_stem_the_resolution(arch, width, stem, kernel, pixels):
     encoder = common.resnet(arch, stem, width)
+    x = torch.randn(2, 3, 32, 32)
+    assert encoder.conv1.weight.shape == (width, 3, kernel, kernel)
+    assert encoder.maxpool(encoder.conv1(x)).shape == (2, width, pixels, pixels)
+    assert encoder(x).shape == (2, encoder.dim) == (2, DIMS[arch] * width // 64)
     with torch.device("meta"):  # shapes alone
         full = common.resnet(arch, stem).state_dict()
-    assert encoder(torch.randn(2, 3, 32, 32)).shape == (2, encoder.dim) == (2, DIMS[arch] * width // 64)
     for (name, narrow), (other, wide) in zip(encoder.state_dict().items(), full.items()):
         expected = [n * width // 64 if i < 2 and n != 3 else n for i, n in enumerate(wide.shape)]
         assert name == other and list(narrow.shape) == expected, name
-
-
-def test_the_cifar_stem_is_a_3_by_3_convolution_that_keeps_the_resolution():
-    encoder = common.resnet("resnet18", "cifar", 8)
-    assert encoder.maxpool(encoder.conv1(torch.randn(2, 3, 32, 32))).shape == (2, 8, 32, 32)
-    assert encoder.conv1.weight.shape[2:] == (3, 3)
 
 
 @pytest.mark.parametrize("width", [8, 64])
@@ -79,21 +77,6 @@ def test_convolutions_are_initialised_as_torchvisions(width):
         if isinstance(convolution, nn.Conv2d) and convolution.weight.numel() > 2000:
             fan_out = convolution.out_channels * convolution.weight[0, 0].numel()
             assert abs(convolution.weight.std().item() / (2 / fan_out) ** 0.5 - 1) < 0.1
-
-
-def test_the_mlp_is_its_three_matrix_products():
-    _, encoder = make("--arch mlp")
-    x = torch.randn(5, 3, 8, 8)
-    w1, w2, w3 = encoder.parameters()
-    hidden = ((x.flatten(1) @ w1.T).clamp(min=0) @ w2.T).clamp(min=0)
-    assert encoder.dim == 8 and torch.allclose(encoder(x), hidden @ w3.T, atol=1e-6)
-
-
-@pytest.mark.parametrize("arch, norm", [*zip(DIMS, ("bn2", "bn2", "bn3")), ("mlp", "")])
-def test_the_encoder_ends_with_its_last_weight_and_the_batchnorm_behind_it(arch, norm):
-    _, encoder = make(f"--arch {arch}")
-    weighted = [module for module in encoder.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-    assert common.encoder_end(encoder) == (weighted[-1], getattr(encoder.layer4[-1], norm) if norm else None)
 
 
 def matrix(module):
@@ -148,7 +131,7 @@ def test_fixed_projectors_have_the_singular_values_asked_for_and_do_not_move(kin
     assert torch.linalg.matrix_rank(matrix(matrix_projector(kind, D))) == round(D * 360 / 2048)
 
 
-@pytest.mark.parametrize("line", [line.strip() for line in REACHED.split(";")])
+@pytest.mark.parametrize("line", cases(REACHED))
 def test_a_penalty_reaches_its_weights_and_no_bias_batchnorm_or_other_weight(line):
     flags, names = line.split(": ")
     args, encoder = make(flags)
@@ -165,18 +148,16 @@ def test_the_layer_of_an_encoder_of_ones_own_is_named(capsys):
     assert "--reg lastlayer acts on 1, the last weight" in capsys.readouterr().err
 
 
-def test_lastlayer_bn_adds_the_distance_of_scale_and_shift_from_their_start():
-    args, encoder = make("--reg lastlayer-bn --reg-weight 3 --no-projector")
+@pytest.mark.parametrize("arch, norm", [("resnet18", "1.bn2"), ("resnet34", "2.bn2"), ("resnet50", "2.bn3")])
+def test_lastlayer_bn_adds_the_distance_of_scale_and_shift_from_their_start(arch, norm):
+    args, encoder = make(f"--arch {arch} --reg lastlayer-bn --reg-weight 3 --no-projector")
     penalty = common.regularizer(args, encoder, nn.Identity())
     bare = penalty().item()
-    norm = encoder.layer4[-1].bn2
+    norm = encoder.layer4.get_submodule(norm)
     with torch.no_grad():
         norm.weight[:2] += torch.tensor([1.0, -2.0])
         norm.bias[0] = 4.0
     assert penalty().item() - bare == pytest.approx(3 * (1 + 4 + 16), rel=1e-3)
-    args, mlp = make("--reg lastlayer-bn --arch mlp --no-projector")
-    expected = common.lastlayer_penalty(mlp.layer3.weight)
-    assert common.regularizer(args, mlp, nn.Identity())().item() == pytest.approx(expected.item())
 
 
 def test_each_view_has_batchnorm_statistics_of_its_own():
@@ -186,10 +167,6 @@ def test_each_view_has_batchnorm_statistics_of_its_own():
     z1, z2 = common.embed(encoder, head, x1, x2)
     assert torch.allclose(z1, head(encoder(x1)), atol=1e-5) and z2.shape == z1.shape
     assert not torch.allclose(head(encoder(torch.cat([x1, x2])))[:8], z1, atol=1e-2)
-
-
-def normal(*shape):
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
 def info_nce_loop(z1, z2, temperature, cross_view):
@@ -242,10 +219,8 @@ def test_barlow_twins_is_its_double_loop():
     assert gradcheck(lambda z: barlow_twins(z[0], z[1], 0.01), z.requires_grad_())
 
 
-def test_byol_loss_is_2_less_2_cosines_and_targets_get_no_gradient():
+def test_byols_targets_get_no_gradient():  # its value: test_toy.py
     p, z = normal(2, 6, 4).requires_grad_()
-    cosines = (p * z).sum(1) / p.square().sum(1).sqrt() / z.square().sum(1).sqrt()
-    assert common.byol_loss(p, z).item() == pytest.approx(2 - 2 * cosines.mean().item(), rel=1e-12)
     assert grad(common.byol_loss(p, z), (p, z), allow_unused=True)[1] is None
 
 
@@ -256,25 +231,19 @@ def larger_gram_error(weight):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_lastlayer_is_the_penalty_on_the_larger_gram_matrix_less_a_constant(shape):
+def test_penalties_are_those_on_the_larger_gram_matrix_less_a_constant_or_a_length(shape):
     weight = normal(*shape).div(2).requires_grad_()
-    values = (common.lastlayer_penalty(weight), larger_gram_error(weight).square().sum())
+    squares = np.linalg.svd(weight.detach().flatten(1), compute_uv=False) ** 2
+    lastlayer, werank = ours = [penalty(weight) for penalty in PENALTIES]
+    assert lastlayer.item() == pytest.approx(((squares - 1) ** 2).sum(), abs=1e-9)
+    assert werank.item() == pytest.approx(np.linalg.norm(squares - 1), abs=1e-9)
+    theirs = [larger_gram_error(weight).square().sum(), larger_gram_error(weight).norm()]
     out, into = weight.flatten(1).shape
-    assert abs(values[1].item() - values[0].item() - abs(out - into)) < 1e-9
-    ours, theirs = (grad(value, weight)[0] for value in values)
-    assert (ours - theirs).abs().max() < 1e-10
-    sigma = torch.linalg.svdvals(weight.flatten(1))
-    assert abs(values[0].item() - (sigma**2 - 1).square().sum().item()) < 1e-9
-
-
-def test_werank_is_the_sum_of_unsquared_norms_with_the_direction_of_the_larger_gram_matrix():
-    weights = [normal(*shape).div(2).requires_grad_() for shape in SHAPES]
-    value = common.werank_penalty(iter(weights))
-    expected = sum((torch.linalg.svdvals(w.detach().flatten(1)).square() - 1).norm().item() for w in weights)
-    assert abs(value.item() - expected) < 1e-9
-    for weight, ours in zip(weights, grad(value, weights)):
-        (theirs,) = grad(torch.linalg.matrix_norm(larger_gram_error(weight)), weight)
-        assert abs(F.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0).item() - 1) < 1e-10
+    assert (theirs[0] - lastlayer).item() == pytest.approx(abs(out - into), abs=1e-9)
+    equal, parallel = ([grad(value, weight)[0].flatten() for value in pair] for pair in zip(ours, theirs))
+    assert (equal[0] - equal[1]).abs().max() < 1e-10
+    assert F.cosine_similarity(*parallel, dim=0) > 1 - 1e-10
+    assert common.werank_penalty(iter([weight, weight])).item() == pytest.approx(2 * werank.item())
 
 
 @pytest.mark.parametrize("penalty", PENALTIES)
