@@ -1,13 +1,13 @@
 """The training loop against a plain one, what arguments mean, methods, every kind of row of every script."""
 
-import importlib
 import math
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import common
 import pytest
 import torch
-from conftest import read
+from conftest import cases, read
 from torch import nn
 
 import simclr
@@ -16,13 +16,6 @@ from directclr import Subvector
 
 B = 28  # 3 batches an epoch of 96 images, 12 are left out
 MLP = "simclr.py --arch mlp --reg lastlayer --jitter 0.4 0 0 0"  # few functions: compiling takes long
-SIZES = {
-    "simclr": "--no-projector --fixed-dims 0.25 --fixed-value inv",
-    "directclr": "--dim 0.5",
-    "barlow": "--hidden 0.5 --embedding 0.25",
-    "byol": "--hidden 0.5 --embedding 0.25",
-}
-OTHERS = ["", "--width 8 --reg lastlayer", "--arch mlp --optimizer adam --batch-size 64"]
 # flags of simclr.py: what they mean
 MEANINGS = """
     : lr=0.06 weight_decay=0.0005 reg_weight=0.0 stem=cifar fixed_value=None eval_every=25;
@@ -36,30 +29,28 @@ MEANINGS = """
     --rank 0.5 --arch resnet50 --width 8: rank=128; --fixed-dims 0.0625: fixed_dims=32 fixed_value=0.0;
     --fixed-dims 32 --fixed-value inv --width 8: fixed_dims=32 fixed_value=0.125;
     --fixed-dims 0.5 --fixed-value -1: fixed_dims=256 fixed_value=-1.0"""
-ROWS = {  # name, width of z
-    "simclr.py": ("simclr", 128),
-    "simclr.py --projector linear --embedding 9": ("simclr-linear", 9),
-    "simclr.py --projector orthogonal --reg werank": ("simclr-orthogonal-werank", 32),
-    "simclr.py --projector diagonal": ("simclr-diagonal", 32),
-    "simclr.py --projector lowrank --reg lastlayer": ("simclr-lowrank-lastlayer", 32),
-    "simclr.py --projector lowrank-diagonal --rank 0.5": ("simclr-lowrank-diagonal", 32),
-    "simclr.py --projector-bn --hidden 7 --embedding 9 --reg sparsehead": ("simclr-sparsehead", 9),
-    "simclr.py --no-projector --fixed-dims 8 --fixed-value 1 --cross-view": ("cs-d24-k1", 32),
-    "simclr.py --blur-p 0.5 --solarize-p 0.2 --stem imagenet": ("simclr", 128),
-    "simclr.py --arch resnet50 --image-size 16 --train-size 80 --reg werank": ("simclr-werank", 128),
-    "simclr.py --optimizer adam --crop-scale 0.2 1 --jitter 0 0 0 0 --grey-p 0": ("simclr", 128),
-    "simclr.py --no-projector --arch mlp --reg lastlayer": ("noproj-lastlayer", 16),
-    "directclr.py": ("directclr", 6),
-    "directclr.py --subvector random --cross-view --temperature 0.1": ("directclr-random", 6),
-    "directclr.py --dim 9 --reg lastlayer": ("directclr-d9-lastlayer", 9),
-    "directclr.py --arch mlp --reg werank": ("directclr-werank", 3),
-    "barlow.py --no-projector --reg lastlayer": ("barlow-noproj-lastlayer", 32),
-    "barlow.py --projector linear --embedding 9 --lambd 0.1 --reg werank": ("barlow-linear-werank", 9),
-    "barlow.py --arch mlp --hidden 7 --embedding 9 --reg sparsehead": ("barlow-sparsehead", 9),
-    "byol.py --no-projector --momentum 0.5 --reg lastlayer": ("byol-noproj-lastlayer", 32),
-    "byol.py --projector linear --embedding 9 --reg werank": ("byol-linear-werank", 9),
-    "byol.py --arch mlp --hidden 7 --embedding 9 --reg sparsehead": ("byol-sparsehead", 9),
-}
+# flags: a row's name, width of z
+ROWS = """
+    simclr.py: simclr 128; simclr.py --projector linear --embedding 9: simclr-linear 9;
+    simclr.py --projector orthogonal --reg werank: simclr-orthogonal-werank 32;
+    simclr.py --projector diagonal: simclr-diagonal 32;
+    simclr.py --projector lowrank --reg lastlayer: simclr-lowrank-lastlayer 32;
+    simclr.py --projector lowrank-diagonal --rank 0.5: simclr-lowrank-diagonal 32;
+    simclr.py --projector-bn --hidden 7 --embedding 9 --reg sparsehead: simclr-sparsehead 9;
+    simclr.py --no-projector --fixed-dims 8 --fixed-value 1 --cross-view: cs-d24-k1 32;
+    simclr.py --blur-p 0.5 --solarize-p 0.2 --stem imagenet: simclr 128;
+    simclr.py --arch resnet50 --image-size 16 --train-size 80 --reg werank: simclr-werank 128;
+    simclr.py --optimizer adam --crop-scale 0.2 1 --jitter 0 0 0 0 --grey-p 0: simclr 128;
+    simclr.py --no-projector --arch mlp --reg lastlayer: noproj-lastlayer 16; directclr.py: directclr 6;
+    directclr.py --subvector random --cross-view --temperature 0.1: directclr-random 6;
+    directclr.py --dim 9 --reg lastlayer: directclr-d9-lastlayer 9;
+    directclr.py --arch mlp --reg werank: directclr-werank 3;
+    barlow.py --no-projector --reg lastlayer: barlow-noproj-lastlayer 32;
+    barlow.py --projector linear --embedding 9 --lambd 0.1 --reg werank: barlow-linear-werank 9;
+    barlow.py --arch mlp --hidden 7 --embedding 9 --reg sparsehead: barlow-sparsehead 9;
+    byol.py --no-projector --momentum 0.5 --reg lastlayer: byol-noproj-lastlayer 32;
+    byol.py --projector linear --embedding 9 --reg werank: byol-linear-werank 9;
+    byol.py --arch mlp --hidden 7 --embedding 9 --reg sparsehead: byol-sparsehead 9"""
 PAIRED = """
     simclr.py --no-projector --reg lastlayer; simclr.py --projector orthogonal;
     directclr.py --subvector random; barlow.py --no-projector;
@@ -75,6 +66,9 @@ def recording(args, encoder, projector, loss, modules=()):
 common.training_step = recording
 common.evaluate = lambda *_: sys.exit()
 """
+
+
+VIEWS = torch.rand(2, 8, 3, 12, 12)
 
 
 def arguments(flags):
@@ -140,21 +134,14 @@ def test_the_two_views_differ(run):
         assert x1.shape == (B, 3, 12, 12) and (x1 != x2).any(3).any(2).any(1).float().mean() > 0.9
 
 
-@pytest.mark.parametrize("name", SIZES)
-@pytest.mark.parametrize("flags", OTHERS)
-def test_resolve_is_pure_and_idempotent(name, flags):
-    script = importlib.import_module(name)
-    args = script.parser().parse_args([*flags.split(), *SIZES[name].split(), "--image-size", "16"])
-    before = dict(vars(args))
-    once = script.resolve(args)
-    assert vars(args) == before and vars(script.resolve(once)) == vars(once) != before
-
-
-@pytest.mark.parametrize("line", [line.strip() for line in MEANINGS.split(";")])
+@pytest.mark.parametrize("line", cases(MEANINGS))
 def test_defaults_follow_from_other_arguments_and_sizes_with_a_point_are_shares_of_d(line):
     flags, expected = line.split(": ")
-    args = simclr.resolve(simclr.parser().parse_args(["--image-size", "32", *flags.split()]))
+    given = simclr.parser().parse_args(["--image-size", "32", *flags.split()])
+    before = dict(vars(given))
+    args = simclr.resolve(given)
     assert not set(expected.split()) - {f"{key}={value}" for key, value in vars(args).items()}
+    assert vars(given) == before and simclr.resolve(args) == args  # pure, and done once and for all
 
 
 def test_a_weight_without_a_gradient_shrinks_by_the_decay_horizon():
@@ -232,19 +219,20 @@ def test_a_constant_subvector_replaces_the_last_dimensions():
     assert torch.linalg.matrix_rank(torch.cov(many.T)) == 19  # LL eq. 7a
 
 
-def test_a_random_subvector_is_redrawn_and_a_fixed_one_is_not():
-    torch.manual_seed(0)
+def test_a_random_subvector_is_redrawn_in_every_step_of_training_and_a_fixed_one_is_not(method):
     h = torch.arange(32.0).expand(2, -1)
     subvector = Subvector(32, 5)
+    drawn = {(0.0, 1.0, 2.0, 3.0, 4.0)}
     assert torch.equal(subvector(h), h[:, :5])
-    drawn = set()
     for _ in range(20):
         subvector.redraw()
         z = subvector(h)
-        assert torch.equal(z, subvector(h)) and len(z[0].unique()) == 5
+        assert torch.equal(z, subvector(h)) and len(z[0].unique()) == 5  # the same for both views
         drawn.add(tuple(z[0].tolist()))
-    assert len(drawn) == 20
-    assert torch.equal(subvector.eval()(h), h[:, :5])
+    assert len(drawn) == 21 and torch.equal(subvector.eval()(h), h[:, :5])
+    for kind, fixed in (("random", False), ("fixed", True)):
+        loss = method(f"directclr --subvector {kind}").loss
+        assert (loss(*VIEWS) == loss(*VIEWS)) == fixed
 
 
 def test_the_target_is_an_exact_moving_average_without_a_gradient():
@@ -263,14 +251,14 @@ def test_the_target_is_an_exact_moving_average_without_a_gradient():
     assert not any(parameter.requires_grad for parameter in target.parameters())
 
 
-@pytest.mark.parametrize("row", ROWS)
-def test_every_kind_of_row_runs_and_has_its_name(row, finished):
-    name, width = ROWS[row]
+@pytest.mark.parametrize("case", cases(ROWS))
+def test_every_kind_of_row_runs_and_has_its_name(case, finished):
+    row, name, width = re.fullmatch("(.*): (.*) (.*)", case).groups()
     result = read(finished(row if row == "simclr.py" else f"{row} --epochs 1"))
     assert result["config"]["name"] == name and result["config"]["script"] == row.split()[0]
-    assert len(result["spectra"]["z"]) == width
+    assert len(result["spectra"]["z"]) == int(width)
     if row.startswith("directclr"):
-        assert result["dim"] == width and 0 <= result["subvector_linear_top1"] <= 100
+        assert result["dim"] == int(width) and 0 <= result["subvector_linear_top1"] <= 100
     assert ("gamma" in result["row_norms"]) == ("mlp" not in row)
 
 
@@ -281,15 +269,14 @@ def test_rows_of_one_seed_share_encoder_order_of_images_and_views_those_of_anoth
 
     expected = seen("simclr.py")
     assert len({*expected, *seen("simclr.py --seed 1")}) == 14
-    for row in PAIRED.split(";"):
-        assert seen(row.strip()) == expected, row
+    for row in cases(PAIRED):
+        assert seen(row) == expected, row
 
 
 @pytest.mark.parametrize("name", ["simclr", "directclr", "barlow", "byol"])
 def test_every_methods_loss_has_the_penalty_times_its_weight(name, method):
-    views = torch.rand(2, 8, 3, 12, 12)
     flags = ("--reg none", "--reg werank --reg-weight 1", "--reg werank --reg-weight 3")
-    without, once, thrice = (method(f"{name} {flag}").loss(*views).item() for flag in flags)
+    without, once, thrice = (method(f"{name} {flag}").loss(*VIEWS).item() for flag in flags)
     assert thrice - without == pytest.approx(3 * (once - without), rel=1e-4) and once > without + 0.1
 
 
