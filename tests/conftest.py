@@ -175,12 +175,16 @@ def method(monkeypatch, script, tiny):
 
     def call(line):
         name, *flags = line.split()
-        caught = []
-        monkeypatch.setattr("common.fit", lambda *given, **_: caught.extend(given))
+        caught = SimpleNamespace()
+
+        def fit(args, data, encoder, projector, loss, *_, modules=()):
+            caught.__dict__.update(projector=projector, loss=loss, modules=modules)
+
+        monkeypatch.setattr("common.fit", fit)
         words = ("--dataset", tiny, "--device", "cpu", "--batch-size", 8, "--width", 4, "--arch", "mlp")
         done = script(f"{name}.py", *words, *flags)
         assert done.returncode == 0, done.err
-        return SimpleNamespace(projector=caught[3], loss=caught[4])
+        return caught
 
     return call
 
