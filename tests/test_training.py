@@ -55,6 +55,12 @@ PAIRED = """
     simclr.py --no-projector --reg lastlayer; simclr.py --projector orthogonal;
     directclr.py --subvector random; barlow.py --no-projector;
     byol.py --hidden 8 --embedding 8 --reg sparsehead"""
+# a method: a flag that changes its loss
+LOSSES = """
+    simclr: --temperature 0.5; simclr: --cross-view; simclr: --projector-bn; simclr: --projector linear;
+    simclr --no-projector: --fixed-dims 4; simclr --no-projector --fixed-dims 4: --fixed-value 1;
+    simclr --projector lowrank: --rank 5; directclr: --temperature 0.5; directclr: --cross-view;
+    directclr: --dim 5; barlow: --lambd 0.5; byol: --no-projector"""
 RECORD = """
 step = common.training_step
 def recording(args, encoder, projector, loss, modules=()):
@@ -235,7 +241,7 @@ def test_a_random_subvector_is_redrawn_in_every_step_of_training_and_a_fixed_one
         assert (loss(*VIEWS) == loss(*VIEWS)) == fixed
 
 
-def test_the_target_is_an_exact_moving_average_without_a_gradient():
+def test_the_target_is_an_exact_moving_average_without_a_gradient(method):
     torch.manual_seed(0)
     modules = (torch.nn.Linear(3, 4), common.projector("mlp", 4, 5, 2))
     target = Target(*modules, 0.9)
@@ -249,6 +255,12 @@ def test_the_target_is_an_exact_moving_average_without_a_gradient():
         expected = [0.9 * slow + 0.1 * weight for slow, weight in zip(expected, fast)]
         torch.testing.assert_close(list(target.parameters()), expected)
     assert not any(parameter.requires_grad for parameter in target.parameters())
+    byol = method("byol --momentum 0.75")  # whose loss moves it once a step
+    slow = byol.modules[1].projector[0].weight
+    before = slow.clone()
+    byol.projector[0].weight.data.add_(1)
+    byol.loss(*VIEWS)
+    torch.testing.assert_close(slow, before + 0.25)
 
 
 @pytest.mark.parametrize("case", cases(ROWS))
@@ -278,6 +290,24 @@ def test_every_methods_loss_has_the_penalty_times_its_weight(name, method):
     flags = ("--reg none", "--reg werank --reg-weight 1", "--reg werank --reg-weight 3")
     without, once, thrice = (method(f"{name} {flag}").loss(*VIEWS).item() for flag in flags)
     assert thrice - without == pytest.approx(3 * (once - without), rel=1e-4) and once > without + 0.1
+
+
+@pytest.mark.parametrize("case", cases(LOSSES))
+def test_a_methods_own_flags_reach_its_loss(case, method):
+    base, flag = case.split(": ")
+    first, again, other = (method(line).loss(*VIEWS).item() for line in (base, base, f"{base} {flag}"))
+    assert first == again != other
+
+
+def test_flags_of_augmentation_reach_it(monkeypatch):
+    flags = "--image-size 12 --crop-scale 0.3 0.9 --jitter 0.1 0.2 0.3 0.4 --grey-p 0.5 --blur-p 0.6 0.7"
+    made = []
+    expected = common.Augment(12, [0.3, 0.9], 0.5, [0.1, 0.2, 0.3, 0.4], 0.8, 0.5, [0.6, 0.7], 0.9)
+    augment = common.Augment
+    monkeypatch.setattr(common, "Augment", lambda *args, **options: made.append(augment(*args, **options)))
+    args = common.resolve(arguments(f"{flags} --solarize-p 0.9"))
+    common.training_step(args, common.resnet(width=2), nn.Identity(), lambda *_: 0)
+    assert made == [expected]
 
 
 def test_projectors_are_as_wide_as_the_papers_unless_told(method):
