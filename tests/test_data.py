@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 import zipfile
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -23,24 +24,15 @@ NO_NPZ = ["cut.npz", "text.npz", "raw.npz", "empty.npz", "folder.npz", "absent.n
 FORMATS = {"a.png": "RGB", "b.png": "L", "c.jpeg": "RGB", "d.png": "P", "e.png": "RGBA"}
 LABELS = torch.tensor([2, 2, 2, 0, 1, 0, 1, 0, -1, 1])
 TEN = common.Dataset("x", torch.arange(10), LABELS, torch.arange(10), LABELS, "abc")
-BROKEN = {
-    "missing key": lambda a: a.pop("y_test"),
-    "float images": lambda a: a.update(x_train=a["x_train"] / 255),
-    "grey images": lambda a: a.update(x_train=a["x_train"][..., 0]),
-    "channels first": lambda a: a.update(x_train=a["x_train"].transpose(0, 3, 1, 2)),
-    "no images": lambda a: a.update(x_test=a["x_test"][:0], y_test=a["y_test"][:0]),
-    "too few labels": lambda a: a.update(y_train=a["y_train"][:-1]),
-    "labels of two dimensions": lambda a: a.update(y_train=a["y_train"][:, None]),
-    "float labels": lambda a: a.update(y_train=a["y_train"] * 1.0),
-    "labels of text": lambda a: a.update(y_train=a["y_train"].astype(str)),
-    "negative test label": lambda a: a.update(y_test=a["y_test"] - 1),
-    "label below -1": lambda a: a.update(y_train=a["y_train"] - 2),
-    "no labelled image": lambda a: a.update(y_train=a["y_train"] * 0 - 1),
-    "another size to test": lambda a: a.update(x_test=a["x_test"][:, :4]),
-    "too few class names": lambda a: a.update(classes=np.array(["a", "b"])),
-    "pickled class names": lambda a: a.update(classes=np.array(["a", None, 3], dtype=object)),
-    "one class name": lambda a: a.update(classes=np.array("abc")),
-}
+BROKEN = [  # of an .npz, a key and what it holds instead
+    ("x_train", lambda x: x / 255), ("x_train", lambda x: x[..., 0]), ("x_test", lambda x: x[:0]),
+    ("x_train", lambda x: x.transpose(0, 3, 1, 2)), ("x_test", lambda x: x[:, :4]),
+    ("y_test", lambda _: None), ("y_train", lambda y: y[:-1]), ("y_train", lambda y: y[:, None]),
+    ("y_train", lambda y: y * 1.0), ("y_train", lambda y: y.astype(str)), ("y_train", lambda y: y - 2),
+    ("y_train", lambda y: y * 0 - 1), ("y_test", lambda y: y - 1), ("classes", lambda _: np.array("abc")),
+    ("classes", lambda _: np.array([*"ab"])), ("classes", lambda _: np.array(["a", None, 3], dtype=object)),
+]  # fmt: skip
+# The error's words, what is wrong with an image folder
 DAMAGES = {
     "broken.png": lambda top: (top / "train/a/broken.png").write_bytes(b"no image"),
     "nowhere.png": lambda top: (top / "train/a/nowhere.png").symlink_to("there.png"),
@@ -61,9 +53,8 @@ def arrays():
 
 def refused(words, path, image_size=None):
     """Loading these images is an error of one line with these words."""
-    with pytest.raises(common.UserError, match=words) as caught:
+    with pytest.raises(common.UserError, match=rf"\A.*{words}.*\Z"):
         common.load_dataset(path, image_size=image_size)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.uint8])
@@ -87,11 +78,11 @@ def test_images_of_another_size_are_resized_and_centre_cropped(tmp_path):
     assert data.x_train.shape == (20, 3, 16, 16) and (data.x_train[:, :, :, 2:-2] == 77).all()
 
 
-@pytest.mark.parametrize("case", BROKEN)
-def test_a_broken_npz_is_refused_by_name(tmp_path, case):
+@pytest.mark.parametrize("key, change", BROKEN)
+def test_a_broken_npz_is_refused_by_name(tmp_path, key, change):
     a = arrays()
-    BROKEN[case](a)
-    np.savez(tmp_path / "own.npz", **a)
+    a[key] = change(a.get(key))
+    np.savez(tmp_path / "own.npz", **{name: x for name, x in a.items() if x is not None})
     refused("own.npz", tmp_path / "own.npz")
 
 
@@ -99,10 +90,10 @@ def test_a_broken_npz_is_refused_by_name(tmp_path, case):
 def test_files_that_are_no_npz_are_refused(tmp_path, name):
     np.savez(tmp_path / "cut.npz", **arrays())
     os.truncate(tmp_path / "cut.npz", 2000)
-    (tmp_path / "text.npz").write_bytes(b"x")
     with zipfile.ZipFile(tmp_path / "raw.npz", "w") as file:
         for key in common.NPZ_KEYS:
             file.writestr(f"{key}.npy", b"raw")
+    (tmp_path / "text.npz").write_bytes(b"x")
     (tmp_path / "empty.npz").touch()
     (tmp_path / "folder.npz").mkdir()
     refused(name, tmp_path / name)
@@ -172,17 +163,17 @@ def test_packing_goes_on_where_it_was_killed_and_a_change_after_it_is_refused(fo
 
 def test_unreadable_images_are_skipped_only_when_asked_and_named(folder, forks):
     (folder / "train/b/bad.png").write_bytes(b"no image")
-    flags = ("pack.py", ".", "--image-size", 16)
-    assert "--skip-broken" in forks(folder, *flags).err
-    done = forks(folder, *flags, "--skip-broken")
+    pack_it = partial(forks, folder, "pack.py", ".", "--image-size", 16)
+    assert "--skip-broken" in pack_it().err
+    done = pack_it("--skip-broken")
     assert done.out == "15 images to train, 10 to test, 3 classes\n" and "train/b/bad.png" in done.err
     data = common.load_dataset(folder, image_size=16, skip_broken=True)
     assert data.y_train.tolist() == [0] * 5 + [1] * 5 + [2] * 5
     packed = folder / "packed-16" / "train.npy"
     packed.rename(packed.with_suffix(".part"))  # not done, says the name
-    assert "begun without train/b/bad.png" in forks(folder, *flags).err
-    assert forks(folder, *flags, "--skip-broken").out == done.out
-    assert "packed without 1 unreadable images of train" in forks(folder, *flags).err
+    assert "begun without train/b/bad.png" in pack_it().err
+    assert pack_it("--skip-broken").out == done.out
+    assert "packed without 1 unreadable images of train" in pack_it().err
 
 
 def test_pixels_are_those_of_the_files_of_16_bits_of_grey_the_upper_8(folder):
@@ -246,16 +237,14 @@ def test_named_sets_are_downloaded_once_and_then_read_from_the_npz(tmp_path, mon
         part = "train" if train or split == "train+unlabeled" else "test"
         x, y = arrays()[f"x_{part}"], arrays()[f"y_{part}"]
         x = x.transpose(0, 3, 1, 2) if split else x
-        labels = {"targets": y.tolist(), "labels": y - (part == "train")}
-        return SimpleNamespace(data=x, classes=["a", "b", "c"], **labels)
+        return SimpleNamespace(data=x, classes=[*"abc"], targets=y.tolist(), labels=y - (part == "train"))
 
     monkeypatch.setattr(common.torchvision.datasets, kind, downloaded)
     first, second = (common.load_dataset(kind.lower(), tmp_path) for _ in range(2))
     assert calls == [True, True] and [path.name for path in tmp_path.iterdir()] == [f"{kind.lower()}.npz"]
-    assert np.array_equal(first.x_train.permute(0, 2, 3, 1).numpy(), arrays()["x_train"])
-    for a, b in zip(first, second):
-        assert torch.equal(a, b) if torch.is_tensor(a) else a == b
     assert first.name == kind.lower() and first.y_train.min() == (-1 if kind == "STL10" else 0)
+    assert np.array_equal(first.x_train.permute(0, 2, 3, 1).numpy(), arrays()["x_train"])
+    assert all(torch.equal(a, b) if torch.is_tensor(a) else a == b for a, b in zip(first, second))
 
 
 def test_images_that_do_not_fit_on_a_gpu_stay_in_memory(tiny, monkeypatch):
