@@ -8,11 +8,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import normal
 from torch import nn
-
-
-def normal(*shape, seed=0):
-    return torch.tensor(np.random.default_rng(seed).standard_normal(shape))
 
 
 def clusters(n, m, dim=6, classes=4):
@@ -158,15 +155,6 @@ def test_linear_probe_takes_few_classes_few_images_and_dead_dimensions():
         assert common.linear_probe(h[:n], y[:n], h[:n], y[:n]) == (100, 100)
 
 
-@pytest.mark.parametrize("normalize", [True, False])
-def test_spectrum_equals_numpys_svd_of_the_covariance(normalize):
-    h = normal(200, 12).numpy() * np.logspace(0, -4, 12) + 1
-    x = h / np.linalg.norm(h, axis=1, keepdims=True) if normalize else h
-    ours = common.covariance_spectrum(torch.tensor(h), normalize)
-    assert ours.dtype == common.covariance_spectrum(torch.tensor(h).float()).dtype == torch.float64
-    np.testing.assert_allclose(ours, np.linalg.svd(np.cov(x.T), compute_uv=False), rtol=1e-6, atol=1e-16)
-
-
 @pytest.mark.parametrize("n", [100, 6])
 def test_rankme_equals_its_definition(n):
     h = normal(n, 8) * torch.tensor([5, 4, 3, 2, 1, 0.5, 0.4, 0.3]) + 0.5
@@ -308,14 +296,17 @@ def test_start_statistics_see_all_classes_of_images_that_are_sorted_by_class():
     assert start[0] == pytest.approx(expected[0], rel=0.05)
 
 
-def test_layer_statistics_hold_spectra_and_heat_maps_of_every_layer(model):
+def test_layer_statistics_hold_numpys_spectra_and_heat_maps_of_every_layer(model):
     encoder, head, data = model
     statistics = common.layer_statistics(encoder, head, data.x_test)
     for layer, values in common.features(encoder, head, data.x_test).items():
         c = np.cov(F.normalize(values.double(), dim=1).numpy().T)
-        for key, matrix in (("spectra", c), ("bare_spectra", np.cov(values.double().numpy().T))):
+        bare = np.cov(values.double().numpy().T)
+        for key, normalize, matrix in (("spectra", True, c), ("bare_spectra", False, bare)):
             sigma = np.linalg.svd(matrix, compute_uv=False)
             np.testing.assert_allclose(statistics[key][layer], sigma, rtol=1e-4, atol=1e-12 * sigma[0])
+            ours = common.covariance_spectrum(values, normalize)  # float64 of float32, not rounded
+            np.testing.assert_allclose(ours, sigma, rtol=1e-9, atol=1e-13 * sigma[0])
         c /= np.diag(c).mean()
         off = np.abs(c[~np.eye(len(c), dtype=bool)]).mean()
         assert statistics["covariance"][layer]["offdiagonal"] == pytest.approx(off)
