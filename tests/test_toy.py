@@ -11,16 +11,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import LAID_OUT
+from conftest import LAID_OUT, normal
 
 import toy_linear as toy
 
 D = toy.DIM
 EYE = torch.eye(D).double()
-
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def near(found, expected, tolerance=1e-10):
