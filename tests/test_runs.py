@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import zipfile
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import ROOT, TINY_RUN, comparable, put, read, run_process, sabotage
+from conftest import ROOT, TINY_RUN, cases, comparable, put, read, run_process, sabotage
 from PIL import Image
 
 import simclr
@@ -35,7 +34,11 @@ SLOW |= dict.fromkeys(("plan.py", "report.py", "plot_spectra.py"), "torch") | {"
 ANOTHER = [("", {}, "this run already"), ("--seed 1", {}, "seed is 0 there, 1 here")]
 ANOTHER += [("--no-projector --resume", {}, "projector is mlp there, none here")]
 ANOTHER += [("--resume", {"script": "mine.py"}, "script is mine.py there, simclr.py here")]
-NOTED = [("result.json", "another --compile", True), ("result.json checkpoint.pt", "begins anew", False)]
+# what is gone of a run, what differs of its configuration, what that says in the end (None: both), the note
+NOTED = [("result.json", "code", 5, None, "another version of simclr.py or common.py")]
+NOTED += [("result.json", "torch", "0.0", None, "another version of torch")]
+NOTED += [("result.json", "compile", True, True, "another --compile")]
+NOTED += [("result.json checkpoint.pt", "compile", True, False, "begins anew")]
 DAMAGED = [("result.json", "null"), ("result.json", "{}"), ("config.json", "{"), ("checkpoint.pt", "no")]
 DAMAGED += [("checkpoint.pt", lambda _: torch.ones(2)), ("checkpoint.pt", lambda _: {})]
 DAMAGED += [("checkpoint.pt", lambda state: state | {"metrics": []})]
@@ -116,28 +119,29 @@ REFUSED = {
         --batch 1; T1 --steps 50 --seeds 1 --lr 1e5; T7 --steps 50 --lr 100; --full-batch --batch 9;
         --out /dev/null/x; T8 T1 => T8; T1 --data-dir data; T8 --dataset none.npz => none.npz""",
 }
-LINES = [(name, line.strip()) for name, lines in REFUSED.items() for line in lines.split(";")]
-ONES = torch.ones(4, 4)
-ZEROS = torch.zeros(4).long()
-INFO_NCE = [(ONES[:1], ONES[:1]), (ONES, torch.ones(5, 4)), (ONES[0], ONES[0]), (ONES, ONES, 0.0)]
+LINES = [(name, line) for name, lines in REFUSED.items() for line in cases(lines)]
+ONES, ZEROS = torch.ones(4, 4), torch.zeros(4).long()
+FLOATS, LAST = torch.zeros(2, 3, 8, 8), torch.zeros(2, 8, 8, 3, dtype=torch.uint8)  # channels last
 AUGMENT = [{"size": 0}, {"scale": (0, 1)}, {"scale": (0.5, 0.2)}, {"scale": (0.5, 1.5)}, {"flip": 1.2}]
 AUGMENT += [{"jitter": (0.4, 0.4, 0.4)}, {"jitter": (0, 0, 0, 0.6)}, {"jitter": (-1, 0, 0, 0)}]
 AUGMENT += [{"grey_p": -0.1}]
-IMAGES = [torch.zeros(2, 3, 8, 8), torch.zeros(2, 8, 8, 3, dtype=torch.uint8)]
 FEATURES = [(ONES * np.nan, ZEROS), (ONES / 0, ZEROS), (ONES, ZEROS - 1)]
 FEATURES = [pair for bad in FEATURES for pair in ((*bad, ONES, ZEROS), (ONES, ZEROS, *bad))]
-CALLS = [partial(common.info_nce, *z) for z in (*INFO_NCE, (ONES, ONES, np.nan))]
-CALLS += [partial(common.Augment, **{"size": 8, **bad}) for bad in AUGMENT]
-CALLS += [partial(common.Augment(8), x) for x in IMAGES]
-CALLS += [partial(common.resnet, *bad) for bad in (("vgg",), ("resnet18", "vgg"), ("resnet18", "cifar", 0))]
-CALLS += [partial(common.projector, *bad) for bad in (("resnet", 16), ("mlp", 16, 0), ("linear", 16, 16, 0))]
-CALLS += [partial(simclr.matrix_projector, "lowrank", 16, rank) for rank in (0, 17)]
-CALLS += [partial(simclr.matrix_projector, "other", 16)]
-CALLS += [partial(common.encoder_end, torch.nn.Flatten())]
-CALLS += [partial(common.features, torch.nn.Conv2d(3, 4, 3), None, IMAGES[1].transpose(1, 3))]  # no (B, D)
-OTHER_SIZE = (SimpleNamespace(image_size=16), SimpleNamespace(x_train=IMAGES[0]))
-CALLS += [partial(common.Training, *OTHER_SIZE, None, None, None)]
-CALLS += [partial(f, *bad) for f in (common.knn_accuracy, common.linear_probe) for bad in FEATURES]
+PAIRS = [(ONES[:1], ONES[:1]), (ONES, torch.ones(5, 4)), (ONES[0], ONES[0]), (ONES, ONES, 0.0)]
+SENSELESS = {  # a function: what it refuses
+    common.info_nce: [*PAIRS, (ONES, ONES, np.nan)],
+    lambda bad: common.Augment(**{"size": 8, **bad}): [(bad,) for bad in AUGMENT],
+    common.Augment(8).__call__: [(FLOATS,), (LAST,)],
+    common.resnet: [("vgg",), ("resnet18", "vgg"), ("resnet18", "cifar", 0)],
+    common.projector: [("resnet", 16), ("mlp", 16, 0), ("linear", 16, 16, 0)],
+    simclr.matrix_projector: [("lowrank", 16, 0), ("lowrank", 16, 17), ("other", 16)],
+    common.encoder_end: [(torch.nn.Flatten(),)],
+    common.features: [(torch.nn.Conv2d(3, 4, 3), None, LAST.transpose(1, 3))],  # no (B, D)
+    common.Training: [(SimpleNamespace(image_size=16), SimpleNamespace(x_train=FLOATS), (None,) * 4, 1)],
+    common.knn_accuracy: FEATURES,
+    common.linear_probe: FEATURES,
+}
+SENSELESS = [(function, bad) for function, every in SENSELESS.items() for bad in every]
 
 
 @pytest.fixture
@@ -262,55 +266,42 @@ def test_another_runs_folder_is_never_touched(copied, start, flags, there, says)
 def test_arguments_of_ones_own_may_be_paths_or_infinite_and_have_any_name(tmp_path):
     args = SimpleNamespace(device="cpu", name="a", script=Path("b"), data="c", clip=np.inf)
     config = common._configuration(args, "row") | {"data": "96 images"}
-    expected = {"device": "cpu", "name": "a", "script": "b", "data": "c", "clip": "Infinity"}
-    assert config["arguments"] == expected
     common.write_json(tmp_path / "config.json", config)
     common._require_same_run(Path("run"), read(tmp_path, "config.json"), config, True)
     for key in ("name", "script", "data"):
         other = config | {"arguments": config["arguments"] | {key: "z"}}
-        with pytest.raises(common.UserError, match=f"another run, {key} is z there"):
+        with pytest.raises(common.UserError, match=f"another run, {key} is z there, {vars(args)[key]} here"):
             common._require_same_run(Path("run"), other, config, True)
 
 
-def test_a_run_on_data_that_has_changed_is_another_run(copied, script, tiny):
+def test_a_finished_run_is_not_run_again_nor_on_other_data_under_the_same_name(copied, script, tiny):
+    words = ("simclr.py", "--dataset", tiny.name, *TINY_RUN, "--out", "run", "--resume")
     arrays = dict(np.load(tiny))
     arrays["x_test"][3, 2, 1] += 1
     np.savez(copied.parent / tiny.name, **arrays)
-    done = script("simclr.py", "--dataset", tiny.name, *TINY_RUN, "--out", "run", "--resume")
+    done = script(*words)
     assert done.returncode == 2 and "data is 96 + 40 images" in done.err and "dataset" not in done.err
     shutil.copyfile(tiny, copied.parent / tiny.name)
-    done = script("simclr.py", "--dataset", tiny.name, *TINY_RUN, "--out", "run", "--resume")
-    assert done.returncode == 0 and "finished" in done.out  # the same data elsewhere
-
-
-def test_a_finished_run_is_not_run_again(copied, start):
-    (copied / "checkpoint.pt").write_bytes(b"damaged")  # it is not needed any more
+    (copied / "checkpoint.pt").write_bytes(b"damaged")  # a finished run needs it no more
     before = contents(copied)
-    done = start("simclr.py --resume")
+    done = script(*words)
     assert done.returncode == 0 and "finished" in done.out and contents(copied) == before
 
 
-@pytest.mark.parametrize("key, was, name", [("code", 5, "simclr.py or common.py"), ("torch", "0.0", "torch")])
-def test_a_run_of_another_version_is_continued_with_a_note(copied, start, key, was, name):
-    (copied / "result.json").unlink()
+@pytest.mark.parametrize("gone, key, was, after, said", NOTED)
+def test_what_is_not_continued_bit_for_bit_is_a_note_once(copied, start, gone, key, was, after, said):
+    place = lambda config: config["arguments"] if key == "compile" else config
     config = read(copied, "config.json")
-    put(copied / "config.json", config | {key: was})
-    done = start("simclr.py --resume")
-    assert done.returncode == 0 and f"was begun with another version of {name}\n" in done.err
-    assert read(copied)["config"][key] == f"{was} {config[key]}"
-    (copied / "result.json").unlink()
-    assert "version" not in start("simclr.py --resume").err
-
-
-@pytest.mark.parametrize("gone, said, compiled", NOTED)
-def test_what_is_not_continued_bit_for_bit_is_a_note(copied, start, gone, said, compiled):
+    now = place(config)[key]
+    place(config)[key] = was
+    put(copied / "config.json", config)
     for name in gone.split():
         (copied / name).unlink()
-    config = read(copied, "config.json")
-    put(copied / "config.json", config | {"arguments": config["arguments"] | {"compile": True}})
     done = start("simclr.py --resume")
-    assert done.returncode == 0 and done.err.startswith(f"note: {copied.name} ") and said in done.err
-    assert len(done.err.splitlines()) == 1 and read(copied)["config"]["arguments"]["compile"] == compiled
+    assert done.returncode == 0 and re.fullmatch(f"note: run .*{said}.*\n", done.err), done.err
+    assert place(read(copied)["config"])[key] == (f"{was} {now}" if after is None else after)
+    (copied / "result.json").unlink()
+    assert "version" not in start("simclr.py --resume").err
 
 
 @pytest.mark.parametrize("flag, gone", [("--overwrite", ""), ("", "checkpoint.pt encoder.pt result.json")])
@@ -382,10 +373,10 @@ def test_bad_input_is_one_line_code_2_and_nothing_written(name, line, tiny, whol
     assert set(tmp_path.rglob("*")) == files
 
 
-@pytest.mark.parametrize("call", CALLS)
-def test_functions_refuse_what_makes_no_sense(call):
+@pytest.mark.parametrize("function, bad", SENSELESS)
+def test_functions_refuse_what_makes_no_sense(function, bad):
     with pytest.raises(common.UserError):
-        call()
+        function(*bad)
 
 
 @pytest.mark.parametrize("source, flags, row", COPIES)
@@ -407,12 +398,6 @@ def test_one_image_behind_whole_blocks_of_those_that_train_is_no_error(script, t
 def test_narrow_encoders_train_on_larger_images(start, width):
     # with the wrong memory layout the C library aborts the process
     assert start(f"simclr.py --image-size 64 --width {width} --train-size 32 --epochs 1").returncode == 0
-
-
-def test_the_lastlayer_penalty_makes_the_last_convolutions_rows_orthonormal(finished):
-    folder = finished("simclr.py --no-projector --reg lastlayer --epochs 20 --eval-every 0 --image-size 8")
-    weight = torch.load(folder / "encoder.pt", weights_only=True)["layer4.1.conv2.weight"].flatten(1)
-    assert (weight @ weight.T - torch.eye(32)).abs().max() < 0.1
 
 
 def test_on_real_images_a_short_run_beats_raw_pixels(request, script, tmp_path):
