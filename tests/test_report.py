@@ -11,7 +11,7 @@ import common
 import numpy as np
 import pytest
 import torch
-from conftest import LAID_OUT, ROOT, put
+from conftest import LAID_OUT, ROOT, cases, put
 from matplotlib.text import Text
 
 import claims
@@ -28,7 +28,7 @@ NORMS = dict.fromkeys(("bare", "folded", "variance", "gamma", "beta", "open"), [
 ORIGIN = {"device": "H100", "torch": "2.11+cu130"}
 BASES = ("simclr", "noproj", "directclr", "cs")
 layers = partial(dict.fromkeys, ("h", "z", "penultimate", "layer3", "projector_hidden"))
-HERE = "short/cifar10/simclr/seed0.json"
+PART = claims.Part("", "", [], None)
 # (rank, dead coordinates) with the projector and without, and what is said of either
 STATES = [
     ((D, 0), (20, 30), "prevents collapse", "prevents collapse"),
@@ -37,56 +37,41 @@ STATES = [
     ((20, 30), (20, 30), "does not prevent collapse", "does not prevent collapse"),
     ((20, 1), (D, 0), "nothing to prevent", "nothing to prevent"),
 ]
-OUTCOMES = [
-    ([1.0, 1.1, 0.9], 0, False, "shown"),
-    ([-1.0, -1.1, -0.9], 0, False, "refuted"),
-    ([1.0, -1.1, 0.9], 0, False, "undecided, as claimed"),
-    ([1.0, 1.1], 0, False, "undecided, as claimed"),  # fewer than 3
-    ([-1.0, -1.1], 0, False, "undecided, against it"),
-    ([-0.1, -0.12, -0.11], -0.5, False, "shown"),  # at least as good
-    ([86.3 - 86.5] * 3, -0.2, False, "shown"),  # inclusive, whatever rounding does
-    ([-0.9, -0.91, -0.92], -0.5, False, "refuted"),
-    ([0.3, 0.31, 0.29], 1.0, True, "shown"),
-    ([-1.3, -1.31, -1.29], 1.0, True, "refuted"),
-    ([0.3, 1.6, -0.9], 1.0, True, "undecided, as claimed"),
-    ([0.0, 0.0, 0.0], 0, False, "undecided, against it"),  # two rows that are the same run
-    ([1.0, 1.1, 0.9, np.nan], 0, False, "shown"),
-    ([np.nan, np.nan, np.nan], 0, False, "nothing to judge"),
-]
-NO_RESULTS = [
-    (HERE, "[" * 200_000, "is not a readable JSON file"),
-    (HERE, "[]", "list indices"),
-    (HERE, {"arguments": {"seed": 0.0}}, "holds seed 0.0"),
-    (HERE, {"arguments": {"dataset": "cifar100"}}, "of cifar100"),
-    (HERE, {"arguments": {"epochs": 3}}, "epochs 3, not 50"),
-    (HERE, {"config": {"device": None}}, "lacks its origin"),
-    (HERE, {"arguments": {"train_size": ...}}, "lacks 'train_size'"),
-    (HERE, {"knn200": True}, "has no valid knn200"),
-    (HERE, {"knn5": 3000}, "has no valid knn5"),
-    (HERE, {"linear_top1": 10**400}, "has no valid linear_top1"),
-    (HERE, {"seconds": -1}, "has no valid seconds"),
-    (HERE, {"start": {"knn200": "x"}}, "has no valid start"),
-    (HERE, {"start": {"spectra": layers([]), "row_norms": NORMS}}, "has no valid start"),
-    (HERE, {"bare_spectra": layers(FALLING) | {"z": {}}}, "has no valid bare_spectra"),
-    (HERE, {"history": [{"epoch": 51, "rank_1e-3": 9, "dead": []}]}, "is no result"),
-    (HERE, {"spectra": layers(FALLING) | {"h": [1.0]}}, "dimensions"),
-    (HERE, {"spectra": layers(FALLING) | {"z": None}}, "spectrum"),
-    (HERE, {"spectra": layers([-1.0] * D)}, "spectrum"),
-    (HERE, {"rankme": layers(None)}, "rankme"),
-    (HERE, {"row_norms": {**NORMS, "bare": [1.0]}}, "[1, 64] dimensions"),
-    (HERE, {"covariance": layers({"block": [[1], [2, 3]], "offdiagonal": 1})}, "square covariance"),
-    ("short/cifar10/my-method/seed0.json", "{}", "lacks 'config'"),
-    ("huge/cifar10/simclr/seed0.json", {}, "is at the scale huge"),
-    ("paper/cifar10/simclr/seed0.json", {}, "epochs 50, not 200"),
-    ("short/cifar10/noproj/seed0.json", {}, "projector mlp, not none"),
-    ("short/cifar10/sh-simclr/seed0.json", {}, "temperature 0.2, not 0.5"),
-    ("short/cifar10/simclr/seed00.json", {}, "holds seed 0"),
-    ("short/cifar10/simclr/seed².json", {}, "holds seed 0"),
-    ("short/simclr.json", {}, "is not at"),
-    ("toy.json", {}, "lacks 'claims'"),
-    ("bench-x.json", {}, "lacks 'rows'"),
-    ("bench-y.json", {"rows": []}, "lacks 'device'"),
-]
+# differences of seeds (R: -0.2 but for rounding), bound, whether it is two-sided: the outcome
+OUTCOMES = """
+    1 1.1 0.9, 0: shown; -1 -1.1 -0.9, 0: refuted; 1 -1.1 0.9, 0: undecided, as claimed;
+    1 1.1, 0: undecided, as claimed; -1 -1.1, 0: undecided, against it; -0.1 -0.12 -0.11, -0.5: shown;
+    R R R, -0.2: shown; -0.9 -0.91 -0.92, -0.5: refuted; 0.3 0.31 0.29, 1 within: shown;
+    -1.3 -1.31 -1.29, 1 within: refuted; 0.3 1.6 -0.9, 1 within: undecided, as claimed;
+    0 0 0, 0: undecided, against it; 1 1.1 0.9 nan, 0: shown; nan nan nan, 0: nothing to judge"""
+NO_RESULTS = [  # what differs from a result of seed 0, the error
+    ("[" * 200_000, "is not a readable JSON file"), ("[]", "list indices"),
+    ({"arguments": {"seed": 0.0}}, "holds seed 0.0"), ({"arguments": {"dataset": "cifar100"}}, "of cifar100"),
+    ({"arguments": {"epochs": 3}}, "epochs 3, not 50"), ({"config": {"device": None}}, "lacks its origin"),
+    ({"arguments": {"train_size": ...}}, "lacks 'train_size'"), ({"knn200": True}, "has no valid knn200"),
+    ({"knn5": 3000}, "has no valid knn5"), ({"linear_top1": 10**400}, "has no valid linear_top1"),
+    ({"seconds": -1}, "has no valid seconds"), ({"start": {"knn200": "x"}}, "has no valid start"),
+    ({"start": {"spectra": layers([]), "row_norms": NORMS}}, "has no valid start"),
+    ({"bare_spectra": layers(FALLING) | {"z": {}}}, "has no valid bare_spectra"),
+    ({"history": [{"epoch": 51, "rank_1e-3": 9, "dead": []}]}, "is no result"),
+    ({"spectra": layers(FALLING) | {"h": [1.0]}}, "dimensions"), ({"rankme": layers(None)}, "rankme"),
+    ({"spectra": layers(FALLING) | {"z": None}}, "spectrum"), ({"spectra": layers([-1.0] * D)}, "spectrum"),
+    ({"row_norms": {**NORMS, "bare": [1.0]}}, "[1, 64] dimensions"),
+    ({"covariance": layers({"block": [[1], [2, 3]], "offdiagonal": 1})}, "square covariance"),
+]  # fmt: skip
+NO_RESULTS = [("short/cifar10/simclr/seed0", *case) for case in NO_RESULTS]
+NO_RESULTS += [  # and of a file at a place
+    ("short/cifar10/my-method/seed0", "{}", "lacks 'config'"), ("toy", {}, "lacks 'claims'"),
+    ("huge/cifar10/simclr/seed0", {}, "is at the scale huge"), ("bench-x", {}, "lacks 'rows'"),
+    ("paper/cifar10/simclr/seed0", {}, "epochs 50, not 200"), ("short/simclr", {}, "is not at"),
+    ("short/cifar10/noproj/seed0", {}, "projector mlp, not none"),
+    ("short/cifar10/sh-simclr/seed0", {}, "temperature 0.2, not 0.5"),
+    ("bench-y", {"rows": []}, "lacks 'device'"),
+    ("short/cifar10/simclr/seed00", {}, "holds seed 0"), ("short/cifar10/simclr/seed²", {}, "holds seed 0"),
+]  # fmt: skip
+# ms of lastlayer and of WERank at ResNet-34 (36 and 148 at ResNet-18), power of the width: verdict
+COSTS = [((36, 290), 2.9, "holds"), ((), 2.9, "undecided"), ((70, 290), 2.9, "fails")]
+COSTS += [((36, 290), 3.9, "fails")]
 
 
 def hand_made(seed, row="simclr", scale="short", dataset="cifar10", knn=50.0, **more):
@@ -153,26 +138,26 @@ def test_students_quantiles_are_a_printed_tables(df):
     assert claims.outside(T99[df], df) == pytest.approx(0.01, abs=2e-5)
 
 
-@pytest.mark.parametrize("gaps, bound, within, said", OUTCOMES)
-def test_outcomes_follow_the_interval(gaps, bound, within, said):
-    part = claims.Part("", "", [], None, bound, within)
-    assert claims.outcome(part, claims.estimate(gaps)) == said
+@pytest.mark.parametrize("case", cases(OUTCOMES.replace("R", str(86.3 - 86.5))))
+def test_outcomes_follow_the_interval(case):
+    gaps, bound, within, said = re.fullmatch(r"(.*), (\S*)( within)?: (.*)", case).groups()
+    part = PART._replace(bound=float(bound), within=bool(within))
+    assert claims.outcome(part, claims.estimate([float(gap) for gap in gaps.split()])) == said
     assert claims.outcome(part, None) == "not measured"
 
 
 def test_whole_numbers_that_seeds_agree_on_have_the_error_of_rounding(write, page):
     write("short", {"simclr": [80.0, 81.0, 82.0], "noproj": [80.0, 81.0, 82.0]})
     lines = page()[1]
-    assert lines["rank of h: simclr > noproj"][0][1] == "+0.00 [-1.01, +1.01]"
+    assert lines["rank of h: simclr > noproj"][0][1] == "+0.00 [-1.01, +1.01]"  # 4.303 · √(1/18)
     assert lines["entropy rank of h: simclr > noproj"][0][1] == "+0.00 [+0.00, +0.00]"
     e = claims.estimate([1, 1, 1], claims.ROUNDING)
-    assert e.error == pytest.approx((1 / 18) ** 0.5)
-    assert claims.outcome(claims.Part("", "", [], None), e) == "undecided, as claimed"
+    assert claims.outcome(PART, e) == "undecided, as claimed"
 
 
 def test_a_refutation_has_to_stand_among_all_parts_of_a_claim():
     e = claims.estimate([-0.3, -0.5, -0.4])  # t = 6.9: 2 % of Student's with 2 degrees of freedom
-    said = [claims.outcome(claims.Part("", "", [], None), e, among) for among in (2, 4)]
+    said = [claims.outcome(PART, e, among) for among in (2, 4)]
     assert said == ["refuted", "undecided, against it"]
 
 
@@ -331,11 +316,8 @@ def test_a_claim_holds_if_what_decides_is_shown_and_fails_if_a_part_is_refuted(w
 
 
 def test_pooling_takes_the_mean_of_each_seed_first(write, page):
-    for dataset, shift, first in (
-        ("cifar10", 0.0, 0),
-        ("cifar100", 1.0, 0),
-        ("shapes", 5.0, 7),
-    ):  # other seeds
+    places = (("cifar10", 0.0, 0), ("cifar100", 1.0, 0), ("shapes", 5.0, 7))  # the last of other seeds
+    for dataset, shift, first in places:
         for base in BASES:
             pair = {base: [80.0] * 3, f"{base}-lastlayer": [80 + shift + x for x in (1, 2, 4)]}
             write("short", pair, dataset, seeds=range(first, first + 3))
@@ -404,9 +386,9 @@ def test_numbers_of_imagenet_are_named_and_not_subtracted(write, page):
 def test_what_is_no_result_is_named_and_leaves_no_trace(write, page, tmp_path, place, content, why):
     write("short", {"simclr": [80.0, 81.0, 82.0]}, seeds=[1, 2, 3])
     content = content if isinstance(content, str) else hand_made(0, **content)
-    put(tmp_path / "results" / place, content)
+    put(tmp_path / "results" / f"{place}.json", content)
     text, lines, err = page(code=1)
-    assert place in err and why in err and len(err.splitlines()) == 1
+    assert f"{place}.json" in err and why in err and len(err.splitlines()) == 1
     assert why in text and lines["`noproj`"][0][1] == "–" and "Rows of no paper" not in text
     assert lines["`simclr`"][0][1] == "81.0 ± 1.0 (3)"
 
@@ -489,29 +471,23 @@ def test_linear_models_are_judged_by_their_own_file(page, tmp_path):
     assert "- **against it**: d\n" in text and "![c](figures/toy-x.png)" in text
 
 
-@pytest.mark.parametrize(
-    "deep, power, said",
-    [((36, 290), 2.9, "holds"), ((), 2.9, "undecided"), ((70, 290), 2.9, "fails"), ((36, 290), 3.9, "fails")],
-)
+@pytest.mark.parametrize("deep, power, said", COSTS)
 def test_the_cost_is_judged_by_the_keys_of_a_benchmark_and_needs_the_depth(deep, power, said):
-    found = {"penalty-lastlayer-resnet18": 36, "penalty-werank-resnet18": 148}
-    found |= {f"penalty-{reg}-width-power": power for reg in ("lastlayer", "werank")}
-    found |= dict(zip(("penalty-lastlayer-resnet34", "penalty-werank-resnet34"), deep))
-    rows_ = [{"key": key, "value": value} for key, value in found.items()]
-    assert claims.cost({"rows": rows_})[0] == said
-    assert claims.cost({"rows": [{"what": "lastlayer with its gradient", "value": 3}]}) is None
-    assert claims.cost({"rows": rows_[:2]}) is None  # without the powers of the width
+    found = {"lastlayer-resnet18": 36, "werank-resnet18": 148}
+    found |= {"lastlayer-width-power": power, "werank-width-power": power}
+    found |= dict(zip(("lastlayer-resnet34", "werank-resnet34"), deep))
+    bench = [{"key": f"penalty-{key}", "value": value} for key, value in found.items()]
+    assert claims.cost({"rows": bench})[0] == said
+    for lacking in (bench[:2], bench[2:], [{"what": "lastlayer with its gradient", "value": 3}]):
+        assert claims.cost({"rows": lacking}) is None
 
 
 def test_the_papers_numbers_are_at_their_rows_and_what_none_prints_is_not_left_out_of_a_mean():
-    for place, expected in {
-        ("simclr-werank", "cifar10", "knn200"): (86.5, "cifar10"),
-        ("cs-d480-kinv", "cifar100", "knn200"): (51.8, "cifar100"),
-        ("sh-byol-sparsehead", "cifar10", "knn5"): (90.05, "cifar10"),
-        ("sh-simclr-sparsehead", "tiny-imagenet", "knn5"): (36.16, "tiny-imagenet"),
-        ("my-method", "cifar10", "knn200"): None,
-    }.items():
-        assert report.printed(*place) == expected
+    assert report.printed("simclr-werank", "cifar10", "knn200") == (86.5, "cifar10")
+    assert report.printed("cs-d480-kinv", "cifar100", "knn200") == (51.8, "cifar100")
+    assert report.printed("sh-byol-sparsehead", "cifar10", "knn5") == (90.05, "cifar10")
+    assert report.printed("sh-simclr-sparsehead", "tiny-imagenet", "knn5") == (36.16, "tiny-imagenet")
+    assert report.printed("my-method", "cifar10", "knn200") is None
     part = next(part for part in claims.CLAIM_PARTS if part.claim == "C13")
     assert report.paper_difference(part, ["cifar10"])[0] == pytest.approx((0.2 + 0.6 + 0.3 + 0.8) / 4)
     assert report.paper_difference(part, ["cifar10", "imagenet100"])[0] is None
