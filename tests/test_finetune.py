@@ -9,7 +9,7 @@ import common
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, put, read, sabotage
+from conftest import ROOT, cases, put, read, sabotage
 
 import finetune
 import rows
@@ -18,7 +18,10 @@ FLAGS = ("--device", "cpu", "--labels", 0.5, "--batch-size", 20, "--epochs", 3)
 ARGS = {"lr": 0.5, "lr_encoder": 0.1, "weight_decay": 0.01, "batch_size": 64, "epochs": 1, "seed": 3}
 ARGS |= {"freeze": False, "image_size": 12, "device": "cpu", "precision": "float32"}
 ARGS |= {"warmup_epochs": 0, "compile": False}
-RATES = [("", (0.5, 0.002)), ("--scratch", (0.12, 0.12)), ("--scratch --batch-size 64", (0.03, 0.03))]
+MEANINGS = """
+    : labels=0.01 epochs=20 lr=0.5 lr_encoder=0.002 weight_decay=0.0;
+    --freeze: labels=1.0 epochs=100 lr=0.3 lr_encoder=None weight_decay=1e-06;
+    --scratch: labels=0.01 lr=0.12 lr_encoder=0.12; --scratch --batch-size 64: lr=0.03 lr_encoder=0.03"""
 STOPS = (("epoch_order", 2, 9), ("features", 1, 15), *(("Training.train_on", n, 15) for n in (3, 5)))
 STOPS += (("Training.train_on", 4, 9), ("write_tensors", 3, 15), ("write_tensors", 9, 15))
 
@@ -91,10 +94,11 @@ def test_a_step_is_that_of_backpropagation_by_hand_with_two_rates(tiny):
         close(getattr(encoder, f"layer{layer}").weight.detach().double(), w - 0.1 * (gradient + 0.01 * w))
 
 
-@pytest.mark.parametrize("flags, rates", RATES)
-def test_from_scratch_all_weights_have_the_rate_of_training_without_labels(flags, rates):
+@pytest.mark.parametrize("line", cases(MEANINGS))
+def test_defaults_are_barlow_twins_and_from_scratch_those_of_training_without_labels(line):
+    flags, expected = line.split(": ")
     args = finetune.resolve(finetune.parser().parse_args(["a.pt", *flags.split()]))
-    assert (args.lr, args.lr_encoder) == pytest.approx(rates)
+    assert not set(expected.split()) - {f"{key}={value}" for key, value in vars(args).items()}
 
 
 def test_both_rates_fall_as_a_cosine_over_all_batches(tiny):
