@@ -540,6 +540,8 @@ def test_the_committed_page_is_that_of_the_committed_results_and_its_figures_are
     assert text == (ROOT / "RESULTS.md").read_text()
     for link in re.findall(r"\((figures/[^)]*)\)", text):
         assert (ROOT / link).exists(), link
+    found = re.findall(r"[\d.]+ ± [\d.]+ \(\d\)", (ROOT / "README.md").read_text())
+    assert found and not [cell for cell in found if cell not in text]
 
 
 def test_committed_results_are_small_and_rounded():
