@@ -540,8 +540,35 @@ def test_the_committed_page_is_that_of_the_committed_results_and_its_figures_are
     assert text == (ROOT / "RESULTS.md").read_text()
     for link in re.findall(r"\((figures/[^)]*)\)", text):
         assert (ROOT / link).exists(), link
-    found = re.findall(r"[\d.]+ ± [\d.]+ \(\d\)", (ROOT / "README.md").read_text())
-    assert found and not [cell for cell in found if cell not in text]
+
+
+IN_README = {
+    "with projector": "simclr",
+    "with projector, penalty": "simclr-lastlayer",
+    "without projector": "noproj",
+    "without projector, penalty": "noproj-lastlayer",
+    "without projector, 0.01 · penalty": "noproj-lastlayer-0.01",
+}
+
+
+def test_the_table_of_the_readme_is_that_of_the_results():
+    results = report.Results(ROOT / "results")
+    lines = re.findall(r"^\| .* ± .*$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert len(lines) == 2 * len(IN_README)
+    for line, scale in zip(lines, ["mlp"] * len(IN_README) + ["compressed"] * len(IN_README)):
+        place, name, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert place in ("", f"`{scale}`")
+        row = IN_README[name]
+        runs = results.all(scale, "cifar10", [row])
+        told = []
+        for metric in ("knn200", "linear_top1"):
+            scores = np.array([run[metric] for run in runs])
+            told.append(f"{scores.mean():.1f} ± {scores.std(ddof=1):.1f}")
+            gap = results.compare(claims.accuracy("", metric, row, "simclr"), scale, ["cifar10"])
+            interval = f"[{gap.mean - gap.half():.1f}, {gap.mean + gap.half():.1f}]"
+            told.append(f"{gap.mean:+.1f} {interval}" if row != "simclr" else "")
+        told += [f"{np.mean([plot.measure(run, x) for run in runs]):.1f}" for x in ("rank_1e-3", "dead")]
+        assert cells == [*told, str(len(runs))], f"{scale}, {name}"
 
 
 def test_committed_results_are_small_and_rounded():
