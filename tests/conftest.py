@@ -178,7 +178,9 @@ def method(monkeypatch, script, tiny):
         caught = SimpleNamespace()
 
         def fit(args, data, encoder, projector, loss, *_, modules=()):
-            caught.__dict__.update(projector=projector, loss=loss, modules=modules)
+            caught.__dict__.update(
+                args=args, encoder=encoder, projector=projector, loss=loss, modules=modules
+            )
 
         monkeypatch.setattr("common.fit", fit)
         words = ("--dataset", tiny, "--device", "cpu", "--batch-size", 8, "--width", 4, "--arch", "mlp")

@@ -202,6 +202,17 @@ def test_a_packed_folder_that_is_damaged_or_of_other_images_is_refused(folder):
     refused("not its images", folder, 16)
 
 
+def test_packed_images_have_their_shorter_side_resized_and_their_centre_kept(folder):
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (24, 40, 3), dtype=np.uint8))
+    high = image.transpose(Image.Transpose.TRANSPOSE)
+    image.save(folder / "val" / "b" / "wide.png")
+    high.save(folder / "val" / "b" / "high.png")
+    found = common.load_dataset(folder, image_size=16).x_test.permute(0, 2, 3, 1).numpy()
+    wide = np.asarray(image.resize((26, 16), Image.Resampling.BILINEAR))[:, 5:21]
+    high = np.asarray(high.resize((16, 26), Image.Resampling.BILINEAR))[5:21]
+    assert all(any(np.array_equal(expected, one) for one in found) for expected in (wide, high))
+
+
 def test_a_file_system_without_locks_is_a_note(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("fcntl.flock", Mock(side_effect=OSError(38, "Function not implemented")))
     common.lock(tmp_path)

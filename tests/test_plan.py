@@ -367,6 +367,8 @@ def test_the_plan_tells_what_is_left_by_the_pace_of_such_runs_on_the_latest_devi
 
 def test_bad_input_ends_a_plan_also_where_torchrun_has_an_exit_code_of_its_own(tmp_path):
     trainer = plan.Trainer("data", gpus=2)
+    words = " ".join(trainer.command(run_of("simclr"), "--resume"))
+    assert "torch.distributed.run --standalone --nproc-per-node=2 simclr.py" in words
     for code in (1, 2):
         said = f"import sys; print('failed (exitcode: {code}) local_rank: 0', file=sys.stderr); sys.exit(1)"
         assert trainer.execute([sys.executable, "-c", said], tmp_path / "log", "") == code

@@ -301,11 +301,11 @@ def test_a_methods_own_flags_reach_its_loss(case, method):
 
 def test_flags_of_augmentation_reach_it(monkeypatch):
     flags = "--image-size 12 --crop-scale 0.3 0.9 --jitter 0.1 0.2 0.3 0.4 --grey-p 0.5 --blur-p 0.6 0.7"
+    args = common.resolve(arguments(f"{flags} --solarize-p 0.9"))
     made = []
     expected = common.Augment(12, [0.3, 0.9], 0.5, [0.1, 0.2, 0.3, 0.4], 0.8, 0.5, [0.6, 0.7], 0.9)
     augment = common.Augment
     monkeypatch.setattr(common, "Augment", lambda *args, **options: made.append(augment(*args, **options)))
-    args = common.resolve(arguments(f"{flags} --solarize-p 0.9"))
     common.training_step(args, common.resnet(width=2), nn.Identity(), lambda *_: 0)
     assert made == [expected]
 
@@ -314,3 +314,15 @@ def test_projectors_are_as_wide_as_the_papers_unless_told(method):
     for name, widths in {"simclr": [32, 128], "barlow": [2048, 2048], "byol": [1024, 256]}.items():
         projector = method(f"{name} --arch resnet18").projector
         assert [projector[i].out_features for i in (0, 3)] == widths, name
+
+
+@pytest.mark.parametrize("line", ["simclr", "directclr", "barlow", "byol"])
+def test_a_step_trains_every_weight_of_a_method_and_no_other(line, method):
+    caught = method(line)
+    every = torch.nn.ModuleList([caught.encoder, caught.projector, *caught.modules])
+    before = [p.detach().clone() for p in every.parameters()]
+    parts = (caught.args, caught.encoder, caught.projector, caught.loss, caught.modules)
+    step, *_ = common.training_step(*parts)
+    step(torch.randint(256, (8, 3, 12, 12), dtype=torch.uint8))
+    changed = [not torch.equal(p, old) for p, old in zip(every.parameters(), before)]
+    assert changed == [p.requires_grad for p in every.parameters()]
