@@ -336,7 +336,7 @@ def mismatch(config, name, scale, dataset):
         script = ROW[name].command.split()[0] if name in ROW else "simclr.py"
         complete = vars(_module(script).parser().parse_args([])) | recorded  # older runs lack newer arguments
         if name not in ROW:
-            expected = _of_scale(scale)
+            expected = _of_scale(scale, complete["optimizer"])
             found = {key: complete[key] for key in expected}
         else:
             if config["script"] != script:
@@ -359,9 +359,9 @@ def _resolved(script, given, pixels):
     return json.loads(json.dumps({key: value for key, value in found.items() if key not in FREE}))
 
 
-def _of_scale(scale):
+def _of_scale(scale, optimizer):
     """What a scale says of any method: epochs, width, number of images, and what else it has a flag for."""
-    words = f"{SCALES[scale].flags} {SCALES[scale].sgd}".split()
+    words = f"{SCALES[scale].flags} {SCALES[scale].sgd if optimizer == 'sgd' else ''}".split()
     flags = {word[2:].replace("-", "_") for word in words if word.startswith("--")}
     found = vars(_module("simclr.py").parser().parse_args(words))
     return {key: found[key] for key in sorted({"epochs", "width", "train_size", *flags} - FREE)}

@@ -135,6 +135,10 @@ def test_what_may_differ_between_runs_of_a_row():
     own = ("mine", "mini", "mine")  # a row of one's own has the scale's length and size
     assert rows.mismatch(recorded("mine.py", temperature=9, dataset="mine"), *own) == ""
     assert rows.mismatch(recorded("mine.py", epochs=6), *own) == "epochs 6, not 5"
+    other = {"train_size": None, "width": 32, "stem": "imagenet", "epochs": 10, "weight_decay": 1e-6}
+    place = ("mine", "compressed", "cifar10")
+    assert rows.mismatch(recorded("mine.py", **other, optimizer="adam"), *place) == ""
+    assert rows.mismatch(recorded("mine.py", **other), *place) == "weight_decay 1e-06, not 0.01"
 
 
 @pytest.fixture
