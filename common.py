@@ -1976,12 +1976,10 @@ _LOCKS = {}  # {folder: a descriptor, open until the process ends}
 def lock(folder, wait=False):
     """Keeps other processes out of a folder until this one ends or calls `unlock`. While another one does,
     UserError, or (wait) a note and patience."""
-    if folder.resolve() in _LOCKS:
+    if folder.resolve() in _LOCKS or sys.platform == "win32":  # there two in one folder are not noticed
         return
-    try:
-        import fcntl
-    except ImportError:  # Windows: two processes in one folder are not noticed
-        return
+    import fcntl
+
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
