@@ -128,9 +128,8 @@ def load_dataset(name, data_dir="data", image_size=None, skip_broken=False):
             x = torch.cat([vision.center_crop(block, image_size) for block in blocks])
         tensors[f"x_{split}"] = x.contiguous()
         tensors[f"y_{split}"] = torch.from_numpy(arrays[f"y_{split}"].astype(np.int64))
-    found = Dataset(path.stem, **tensors, classes=tuple(str(c) for c in arrays["classes"]))
-    require_two(name, found.x_train, found.x_test)
-    return found
+    require_two(name, tensors["x_train"], tensors["x_test"])
+    return Dataset(path.stem, **tensors, classes=tuple(str(c) for c in arrays["classes"]))
 
 
 def require_two(name, *splits):
@@ -981,14 +980,13 @@ def _choose_device(args):
             raise RuntimeError("cpu and cuda are supported")
         torch.ones(1, device=device).add_(1).item()  # PyTorch may have no kernels for so old a GPU
     cuda = device.type == "cuda"
-    args.device = str(device) if cuda else "cpu"
+    args.device = str(device)
     # below 8.0 bf16 is emulated, or crashes: is_bf16_supported() says yes to the first
     has_bf16 = not cuda or torch.cuda.get_device_capability(device) >= (8, 0)
     if args.precision == "bf16" and not has_bf16:
         name = torch.cuda.get_device_name(device)
         raise UserError(f"--precision bf16 needs compute capability 8.0; {name} has less")
-    if args.precision is None:
-        args.precision = "bf16" if cuda and has_bf16 else "float32"
+    args.precision = args.precision or ("bf16" if cuda and has_bf16 else "float32")
     wanted = args.compile
     args.compile = cuda if wanted is None else wanted
     try:
@@ -1687,22 +1685,21 @@ def heat_map(c):
     return {"block": c[:32, :32].round(decimals=3).tolist(), "offdiagonal": outside.item()}
 
 
-def row_norms(encoder, h, penultimate):
-    """Per dimension i of h (N, D), the test images': ‖W^i‖² of the encoder's last layer (LL prop. 1), bare
-    and folded with the BatchNorm behind it, whose γ_i and β_i; var(h_i) and the share of images with h_i > 0,
-    and both of the last block's input, penultimate (N, D) or None, which the residual branch is added to."""
-    layer, norm = encoder_end(encoder)
-    bare = layer.weight.detach().flatten(1).square().sum(1)
-    found = {"bare": bare, "folded": bare}
-    for prefix, values in (("", h), ("penultimate_", penultimate)):
-        if values is None:
-            continue
-        found[f"{prefix}variance"] = values.double().var(0)
-        found[f"{prefix}open"] = (values > 0).double().mean(0)
+def row_norms(encoder, found):
+    """Per dimension i of h, from the test images' `features`: ‖W^i‖² of the encoder's last layer (LL prop.
+    1), bare and folded with the BatchNorm behind it, whose γ_i and β_i; var(h_i) and the share of images with
+    h_i > 0, and both of the last block's input, penultimate, which the residual branch is added to."""
+    end, norm = encoder_end(encoder)
+    bare = end.weight.detach().flatten(1).square().sum(1)
+    norms = {"bare": bare, "folded": bare}
+    for prefix, layer in (("", "h"), ("penultimate_", "penultimate")):
+        if layer in found:
+            norms[f"{prefix}variance"] = found[layer].double().var(0)
+            norms[f"{prefix}open"] = (found[layer] > 0).double().mean(0)
     if norm is not None:
-        found["folded"] = bare * norm.weight.detach().square() / (norm.running_var + norm.eps)
-        found |= {"gamma": norm.weight.detach(), "beta": norm.bias.detach()}
-    return {key: rounded(values) for key, values in found.items()}
+        norms["folded"] = bare * norm.weight.detach().square() / (norm.running_var + norm.eps)
+        norms |= {"gamma": norm.weight.detach(), "beta": norm.bias.detach()}
+    return {key: rounded(values) for key, values in norms.items()}
 
 
 def weight_spectra(encoder, projector):
@@ -1738,7 +1735,7 @@ def layer_statistics(encoder, projector, x, y=None):
         "spectra": by_layer(lambda c: rounded(eigenvalues(c)), covariances),
         "bare_spectra": by_layer(lambda values: rounded(covariance_spectrum(values, normalize=False))),
         "covariance": by_layer(heat_map, covariances),
-        "row_norms": row_norms(encoder, found["h"], found.get("penultimate")),
+        "row_norms": row_norms(encoder, found),
         "weight_spectra": weight_spectra(encoder, projector),
     }
 
