@@ -692,10 +692,6 @@ def _wide(matrix):
     return matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
 
 
-def _smaller_gram(matrix):
-    return _wide(matrix) @ _wide(matrix).T
-
-
 def _gram_error(weight):
     """G - I of the smaller Gram matrix G, WWᵀ or WᵀW, in float32, for a symmetric function of it, of which
     the first derivatives are right, not the second."""
@@ -1632,6 +1628,11 @@ def eigenvalues(matrix):
     return torch.linalg.eigvalsh(matrix.cpu()).abs().sort(descending=True).values
 
 
+def singular_values(matrix):
+    """Singular values, descending, of a float64 matrix, from the smaller one of its Gram matrices."""
+    return eigenvalues(_wide(matrix) @ _wide(matrix).T).sqrt()
+
+
 def covariance_spectrum(features, normalize=True):
     """Singular values, float64 (D,), descending, of the `covariance` of features (N, D) (DirectCLR eq. 1)."""
     return eigenvalues(covariance(features, normalize))
@@ -1639,8 +1640,7 @@ def covariance_spectrum(features, normalize=True):
 
 def rankme(features):
     """RankMe: exp of the entropy of the singular values' shares; features (N, D), not centred nor scaled."""
-    features = features.double()
-    s = eigenvalues(_smaller_gram(features)).sqrt()
+    s = singular_values(features.double())
     p = s / s.sum().clamp(min=1e-30) + 1e-7
     return torch.exp(-(p * p.log()).sum()).item()
 
@@ -1711,7 +1711,7 @@ def weight_spectra(encoder, projector):
     linears = trained_linears(projector)
     layers |= {k: m for k, m in projector.named_modules(prefix="projector") if m in linears}
     weights = {name: module.weight.detach().double().flatten(1) for name, module in layers.items()}
-    return {name: rounded(eigenvalues(_smaller_gram(weight)).sqrt()) for name, weight in weights.items()}
+    return {name: rounded(singular_values(weight)) for name, weight in weights.items()}
 
 
 def layer_statistics(encoder, projector, x, y=None):
