@@ -1876,8 +1876,7 @@ def open_run(args, name, data):
     elif config is not new:
         note(f"{out} has no checkpoint.pt: its run begins anew")
         config = new
-    compiled = new["arguments"].get("compile")
-    if config["arguments"].get("compile", compiled) != compiled:
+    if config["arguments"].get("compile") != new["arguments"].get("compile"):
         note(f"{out} was begun with another --compile: from here on its weights will differ in rounding")
     if config.get("device") != new["device"]:
         note(f"{out} was begun on {config.get('device')}: here its weights will differ in rounding")
