@@ -525,9 +525,9 @@ def _is_resnet(encoder):
 def memory_format(encoder):
     """channels_last for ResNets where it is safe, a quarter faster on a CPU: with torch 2.11 to 2.15 a
     strided 1 x 1 convolution (oneDNN's) of fewer than 16 channels overruns its memory on a CPU."""
-    first = encoder.conv1.weight if _is_resnet(encoder) else None
-    safe = first is not None and (first.is_cuda or len(first) % 16 == 0)
-    return torch.channels_last if safe else torch.contiguous_format
+    if _is_resnet(encoder) and (encoder.conv1.weight.is_cuda or len(encoder.conv1.weight) % 16 == 0):
+        return torch.channels_last
+    return torch.contiguous_format
 
 
 def encoder_end(encoder):
@@ -2048,11 +2048,12 @@ def run(main):
     """Calls a script's main(). Exit codes: 2 bad input, in one line; 1 no memory left; 130, 143 signals."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda n, _: sys.exit(128 + n))
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by the shell
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, it stays open
-        if isinstance(getattr(sys, name), io.TextIOWrapper):  # not in a notebook
-            getattr(sys, name).reconfigure(errors="backslashreplace")
+    # None: closed by the shell
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115, it stays open
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not in a notebook
+            stream.reconfigure(errors="backslashreplace")
     script = Path(sys.argv[0]).name
     try:
         main()
