@@ -1001,19 +1001,14 @@ def _choose_device(args):
 # meet in `embed`, so every process computes the loss of the whole batch. Process 0 evaluates, writes, prints.
 
 
-def distributed():
-    """Whether torchrun has started several processes, and they have met."""
-    return dist.is_available() and dist.is_initialized()
+def processes():
+    """How many torchrun has started, once they have met; 1 before and without it."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def process_index():
     """This process's number."""
-    return dist.get_rank() if distributed() else 0
-
-
-def processes():
-    """How many there are."""
-    return dist.get_world_size() if distributed() else 1
+    return dist.get_rank() if processes() > 1 else 0
 
 
 _STORE = []  # what all processes see
@@ -1021,7 +1016,7 @@ _STORE = []  # what all processes see
 
 def join_processes():
     """Meets the processes that torchrun's environment speaks of, if there are others."""
-    if os.environ.get("WORLD_SIZE", "1") == "1" or distributed():
+    if os.environ.get("WORLD_SIZE", "1") == "1" or processes() > 1:
         return
     to_come = datetime.timedelta(minutes=5)
     to_answer = datetime.timedelta(days=1)  # others wait while the first packs images or evaluates
@@ -1039,7 +1034,7 @@ def join_processes():
 
 def leave_processes():
     """Ends the exchange; from here on every process is alone."""
-    if distributed():
+    if processes() > 1:
         dist.destroy_process_group()
 
 
@@ -2019,7 +2014,7 @@ def fail(text, code):
     """Ends the program. Of several processes that fail alike one says why, in a line."""
     first = os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
     line = " ".join(text.split())
-    if distributed():
+    if processes() > 1:
         with contextlib.suppress(RuntimeError):  # the process that has the store may be gone
             first = _STORE[0].add(line, 1) == 1
     if first:

@@ -121,6 +121,7 @@ def test_without_a_compiler_training_is_eager_unless_it_was_asked_for(chosen, ca
 def test_each_process_takes_a_gpu_of_its_own_and_more_of_them_are_an_error(chosen, monkeypatch):
     taken = []
     monkeypatch.setattr(common, "processes", lambda: 4)
+    monkeypatch.setattr(common, "process_index", lambda: 3)
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setenv("LOCAL_RANK", "3")
