@@ -976,7 +976,7 @@ def _choose_device(args):
             raise RuntimeError("cpu and cuda are supported")
         torch.ones(1, device=device).add_(1).item()  # PyTorch may have no kernels for so old a GPU
     cuda = device.type == "cuda"
-    args.device = str(device)
+    args.device = str(device) if cuda else "cpu"  # cpu:0 too
     # below 8.0 bf16 is emulated, or crashes: is_bf16_supported() says yes to the first
     has_bf16 = not cuda or torch.cuda.get_device_capability(device) >= (8, 0)
     if args.precision == "bf16" and not has_bf16:
