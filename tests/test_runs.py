@@ -113,7 +113,8 @@ REFUSED = {
         module.pt --dataset TINY => module.pt=state_dict() (UnpicklingError); cut.pt --dataset TINY => cut.pt;
         script.pt --dataset TINY => script.pt=state_dict() (RuntimeError);
         text.pt --dataset TINY => text.pt; no.pt --dataset TINY => no.pt;
-        less.pt --dataset TINY => less.pt; more.pt --dataset TINY => more.pt""",
+        less.pt --dataset TINY => less.pt; more.pt --dataset TINY => more.pt;
+        thin.pt --dataset TINY => thin.pt""",
     "toy_linear.py": """
         T9 => T9; T1 --k -1; --k nan; T8 --k 1; T4 --layers 0; T1 --layers 3; --steps 0; --seeds 0; --lr 0;
         --batch 1; T1 --steps 50 --seeds 1 --lr 1e5; T7 --steps 50 --lr 100; --full-batch --batch 9;
@@ -346,6 +347,7 @@ def files(tmp_path, whole):
     put(tmp_path / "null.json", read(whole) | {"spectra": read(whole)["spectra"] | {"h": [None] * 8}})
     weights = common.MLP(12, 8).state_dict()
     torch.save(weights, tmp_path / "mlp.pt")
+    torch.save(weights | {"layer1.weight": torch.ones(8, 0)}, tmp_path / "thin.pt")
     torch.save({name: 1e30 * weight for name, weight in weights.items()}, tmp_path / "huge.pt")
     torch.save({name: 1j * weight for name, weight in weights.items()}, tmp_path / "complex.pt")
     weights = torch.load(whole / "encoder.pt")
