@@ -891,7 +891,9 @@ def check_projector(args, uses):
 
     uses: {"rank": the kinds that have one, …}.
     """
-    if _penalised(args) == "projector" and args.projector not in ("mlp", "linear"):
+    # a kind of one's own may have such a layer: `regularizer` looks
+    without = ("none", "orthogonal", "diagonal", "lowrank", "lowrank-diagonal")
+    if _penalised(args) == "projector" and args.projector in without:
         raise UserError(NO_LINEAR)
     for flag, kinds in uses.items():
         if getattr(args, flag) and args.projector not in kinds:

@@ -2,6 +2,7 @@
 
 import math
 from itertools import product
+from types import SimpleNamespace
 
 import common
 import numpy as np
@@ -140,6 +141,11 @@ def test_a_penalty_reaches_its_weights_and_no_bias_batchnorm_or_other_weight(lin
     reached = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
     expected = names.replace("every", " ".join(f"encoder.{name}" for name in EVERY)).split()
     assert reached == {f"{name}.weight" for name in expected} and len(EVERY) == 20
+
+
+def test_a_projector_of_a_kind_of_ones_own_may_be_penalised():
+    args = SimpleNamespace(reg="sparsehead", reg_weight=None, reg_on=None, projector="deep")
+    common.check_projector(args, {})
 
 
 def test_the_layer_of_an_encoder_of_ones_own_is_named(capsys):
