@@ -935,8 +935,9 @@ def prepare(args, resolve=resolve):
         raise UserError(f"--batch-size {batch} can't be shared by {processes()} processes, 2 images each")
     if args.epochs and args.warmup_epochs >= args.epochs:
         raise UserError(f"--warmup-epochs {args.warmup_epochs} leaves none of --epochs {args.epochs}")
-    # what this refuses, whatever the size, should not wait for a download or for a folder to be packed
-    resolve(argparse.Namespace(**vars(args) | {"image_size": args.image_size or 32}))
+    # what this refuses should not wait for a download or for a folder to be packed: their size is known
+    if pixels := args.image_size or {"cifar10": 32, "cifar100": 32, "stl10": 96}.get(args.dataset):
+        resolve(argparse.Namespace(**vars(args) | {"image_size": pixels}))
     data = in_turn(lambda: load_dataset(args.dataset, args.data_dir, args.image_size, args.skip_broken))
     data = subset(data, args.train_size) if args.train_size else data
     if len(data.x_train) < batch:

@@ -150,6 +150,21 @@ def test_defaults_follow_from_other_arguments_and_sizes_with_a_point_are_shares_
     assert vars(given) == before and simclr.resolve(args) == args  # pure, and done once and for all
 
 
+@pytest.mark.parametrize("dataset, size", [("stl10", 96), ("", 12)])
+def test_a_scripts_own_resolve_is_given_no_size_but_the_images(dataset, size, tiny, monkeypatch):
+    data = common.load_dataset(tiny)
+    data = data._replace(x_train=torch.zeros(40, 3, size, size, dtype=torch.uint8))
+    monkeypatch.setattr(common, "load_dataset", lambda *_: data)
+    sizes = set()
+
+    def resolve(args):
+        sizes.add(args.image_size)
+        return common.resolve(args)
+
+    common.prepare(arguments(f"--dataset {dataset or tiny} --batch-size 8"), resolve)
+    assert sizes == {size}
+
+
 def test_a_weight_without_a_gradient_shrinks_by_the_decay_horizon():
     args = arguments("--lr 0.06 --weight-decay 0.002")
     weight = nn.Parameter(torch.ones(1, dtype=torch.float64))
