@@ -318,8 +318,9 @@ class Trainer:
         line = shlex.join(command)
         say(f"{run}: {line}")
         prefix = f"{run}: " if self.jobs > 1 else ""
+        before = log.stat().st_size if log.exists() else 0
         code = self.execute(command, log, prefix)
-        why = log.read_bytes().rpartition(b" error: ")[2] if code == 2 and lost else b""
+        why = log.read_bytes()[before:].rpartition(b" error: ")[2] if code == 2 and lost else b""
         if b"--overwrite" in why and not self.ended:  # its checkpoint does not help; a full disk is no reason
             code = self.execute(self.command(run, "--overwrite"), log, prefix)
         if code == 0 and (run.folder / "result.json").exists():
