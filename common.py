@@ -602,9 +602,9 @@ def _architecture(weights):
     """What `make_encoder` needs for weights of these names and shapes."""
     if "layer1.weight" in weights:
         first = weights["layer1.weight"]
-        size, width = math.isqrt(first[0].numel() // 3), len(first) // 4
-        # of a weight for no pixel or no width, an encoder that it does not fit
-        return {"arch": "mlp", "stem": "cifar", "width": width or 1, "image_size": size or 1}
+        width = len(first) // 4 or 1  # at least 1, which does not fit a weight of no width or for no pixel
+        size = math.isqrt(first[0].numel() // 3) or 1
+        return {"arch": "mlp", "stem": "cifar", "width": width, "image_size": size}
     first = weights["conv1.weight"]
     arch = "resnet34" if "layer3.5.conv1.weight" in weights else "resnet18"
     arch = "resnet50" if "layer1.0.conv3.weight" in weights else arch
