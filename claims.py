@@ -91,7 +91,7 @@ def ranks(claim, layer, a, b):
 
 def lost(result, statistic="rank_1e-3"):
     """How much of h there is less at the end than at the start, in % of D."""
-    less = measure(get(result, "start"), statistic) - measure(result, statistic)
+    less = measure(result["start"], statistic) - measure(result, statistic)
     less = -less if statistic == "dead" else less
     return 100 * less / len(result["spectra"]["h"])
 
@@ -127,7 +127,7 @@ def rises(claim, kind, text, a, b, role="decides"):
     the k, so most of the σ_k of every part have to rise."""
 
     def gap(i, x, y):
-        return np.median(np.array_split(change(get(x, kind, "h"), get(y, kind, "h")), PARTS)[i])
+        return np.median(np.array_split(change(x[kind]["h"], y[kind]["h"]), PARTS)[i])
 
     for i in range(PARTS):
         yield Part(claim, f"{text}, median of part {i + 1} of {PARTS}", [(a, b)], partial(gap, i), role=role)
@@ -146,7 +146,7 @@ def hardly(layer, floor=plot.FLOOR):
 
 def hardly_weights(a, b):
     """The same of the encoder's last weight and the one before it."""
-    names = [name for name in get(a, "weight_spectra") if not name.startswith("projector")]
+    names = [name for name in a["weight_spectra"] if not name.startswith("projector")]
     # what float32 weights and the square root of a Gram matrix's eigenvalues can tell
     before, last = (moved(a, b, "weight_spectra", name, floor=1e-7) for name in names[-2:])
     return HARDLY * last - before
@@ -154,7 +154,7 @@ def hardly_weights(a, b):
 
 def decorrelated(result, layer):
     """How far the mean |off-diagonal| / diagonal of a layer's covariance has fallen since the start."""
-    return measure(get(result, "start"), "offdiagonal", layer) - measure(result, "offdiagonal", layer)
+    return measure(result["start"], "offdiagonal", layer) - measure(result, "offdiagonal", layer)
 
 
 def above_z(kind, result):
@@ -164,13 +164,13 @@ def above_z(kind, result):
 
 def rises_above_z(kind, result):
     """How far that has risen since the start."""
-    return above_z(kind, result) - above_z(kind, get(result, "start"))
+    return above_z(kind, result) - above_z(kind, result["start"])
 
 
 def row_norms(norm, result):
     """‖W^i‖² of the encoder's last layer; NaN if folded with a BatchNorm that is not there."""
     absent = norm == "folded" and not plot.has_batchnorm(result)
-    return np.maximum(get(result, "row_norms", norm), np.nan if absent else 1e-30)
+    return np.maximum(result["row_norms"][norm], np.nan if absent else 1e-30)
 
 
 def dead_rows(norm, result):

@@ -46,7 +46,7 @@ SHUT = 0.01  # of the mean: a weight row or a BatchNorm's γ² below is as good 
 
 
 class Missing(LookupError):
-    """A result lacks what is asked of it: it is of an older version, or its network has no such part."""
+    """A result lacks what is asked of it: its network has no such part, or its optimiser no such number."""
 
 
 def get(result, *keys):
@@ -54,7 +54,7 @@ def get(result, *keys):
     for key in keys:
         result = result.get(key) if isinstance(result, dict) else None
     if result is None:
-        raise Missing(keys)
+        raise Missing(f"lacks {' '.join(keys)}")
     return result
 
 
@@ -100,23 +100,14 @@ def ln_spectrum(values):
 
 
 def settings(result):
-    """A run's arguments; older runs lack --warmup-epochs. Missing if there is no learning rate."""
-    get(result, "config", "arguments", "lr")
+    """A run's arguments; seven at mlp lack --warmup-epochs."""
     return argparse.Namespace(**{"warmup_epochs": 0, **result["config"]["arguments"]})
-
-
-def horizon(result):
-    """The decay horizon H of a run: as stored, or of its arguments, which is all that older results have."""
-    args = settings(result)
-    if "decay_horizon" in result or not args.train_size:
-        return result.get("decay_horizon")
-    return common.decay_horizon(args, args.epochs * (args.train_size // args.batch_size))
 
 
 def size_and_horizon(runs):
     """D and H of runs, as text, where they are the same."""
-    dims = {len(get(run, "spectra", "h")) for run in runs}
-    clocks = {number(horizon(run), 2) for run in runs} - {number(None)}
+    dims = {len(run["spectra"]["h"]) for run in runs}
+    clocks = {number(run["decay_horizon"], 2) for run in runs} - {number(None)}
     return ", ".join(f"{name} = {min(of)}" for name, of in (("D", dims), ("H", clocks)) if len(of) == 1)
 
 
@@ -130,8 +121,8 @@ def horizons(result, epochs):
 
 def over_time(result):
     """Epochs, decay horizon H, rank and dead coordinates of h, at the start and at every evaluation."""
-    points = get(result, "history")
-    start = get(result, "start")
+    points = result["history"]
+    start = result["start"]
     epochs = [0, *(point["epoch"] for point in points)]
     ranks = [measure(start, "rank_1e-3"), *(point["rank_1e-3"] for point in points)]
     deaths = [measure(start, "dead"), *(len(point["dead"]) for point in points)]
@@ -153,7 +144,7 @@ def shut(result):
         r"never open, $\beta_i \geq 0$": closed & (beta >= 0),
     }
     found = {what: int((mask & dead(result)).sum()) for what, mask in lost.items()}
-    deaths = [set(line["dead"]) for line in get(result, "history")]
+    deaths = [set(line["dead"]) for line in result["history"]]
     found["dead once, alive later"] = len({i for before, after in pairwise(deaths) for i in before - after})
     return found
 
@@ -361,9 +352,9 @@ def draw_history(results, scale, datasets, _):
     for line, dataset in zip(axes, datasets):
         for i, row in enumerate(METHODS):
             runs = results.of(scale, dataset, row).values()
-            found = [one for run in runs if (one := attempt(over_time, run))]
-            if not found:
+            if not runs:
                 continue
+            found = [over_time(run) for run in runs]
             (usual, _), *_ = Counter(tuple(epochs) for epochs, *_ in found).most_common()
             found = [one for one in found if tuple(one[0]) == usual]  # others were evaluated at other times
             style = LOOKS[i] | {"color": COLOURS[i], "linestyle": DASHES[i]}
@@ -387,7 +378,6 @@ def draw_clock(results, scale, datasets, _):
         names = [row.name for row in rows.ROWS if row.name.partition("-clock")[0] == base]
         for i, row in enumerate(names):
             runs = results.of(scale, dataset, row).values()
-            runs = [run for run in runs if attempt(over_time, run) and attempt(get, run, "images_per_second")]
             for seed, run in enumerate(runs):
                 args = settings(run)
                 epochs, horizon, ranks, _ = over_time(run)
@@ -411,7 +401,7 @@ def draw_shut(results, scale, datasets, _):
     figure, axes = panels(f"What shuts a dimension of h? ({scale})", 1, len(datasets), 6.5, 3.8)
     for axis, dataset in zip(axes[0], datasets):
         for row, hatch, shift in zip(QUESTION, ("", "///", "..."), (-0.27, 0, 0.27)):
-            found = [one for run in results.of(scale, dataset, row).values() if (one := attempt(shut, run))]
+            found = [shut(run) for run in results.of(scale, dataset, row).values()]
             if not found:
                 continue
             counts = np.array([list(some.values()) for some in found])
@@ -449,13 +439,13 @@ def draw_accuracy(results):
     return figure
 
 
-FIGURES = {}  # name: function, rows of which it needs any, and what their results must hold
+FIGURES = {}  # name: function, rows of which it needs any, and what their results may lack
 for name, (_, parts) in SPECTRA.items():
-    FIGURES[name] = (draw_rows, {curve.split()[0] for curve in chain(*parts.values())}, ("spectra",))
+    FIGURES[name] = (draw_rows, {curve.split()[0] for curve in chain(*parts.values())}, ())
 FIGURES |= {
-    "ll-2": (draw_z_and_h, {"simclr"}, ("covariance",)),
-    "directclr-12": (draw_sweep, set(SWEEP[:-1]), ("dim",)),
-    "row-norms": (draw_row_norms, set(QUESTION), ("row_norms",)),
+    "ll-2": (draw_z_and_h, {"simclr"}, ()),
+    "directclr-12": (draw_sweep, set(SWEEP[:-1]), ()),
+    "row-norms": (draw_row_norms, set(QUESTION), ()),
     "ranks-over-time": (draw_history, set(METHODS), ("decay_horizon",)),
     "clock": (draw_clock, {row.name for row in rows.own("clock")}, ("decay_horizon",)),
     "what-shuts": (draw_shut, set(QUESTION), ("row_norms", "gamma")),

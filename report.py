@@ -163,9 +163,10 @@ def check(result, scale, dataset, row, seed):
     require(all(isinstance(config[key], str) for key in ("device", "torch", "name")), "lacks its origin")
     why = rows.mismatch(config, row, scale, dataset)
     require(not why, f"is not {row} at scale {scale}: {why}")
-    for key in ("knn200", "knn5", "linear_top1", *sorted(set(METRICS) & set(result))):
+    for key in ("knn200", "knn200_z", "knn5", "linear_top1", *sorted(set(METRICS) & set(result))):
         require(is_number(result[key], 0, 100), f"has no valid {key}")
-    require(is_number(result["seconds"], 1e-9), "has no valid seconds")
+    for key in ("seconds", "images_per_second"):
+        require(is_number(result[key], 1e-9), f"has no valid {key}")
     for key in sorted(set(result) - {"config"}):
         require(holds_numbers(result[key]), f"has no valid {key}")
     for layer in sorted({"h", "z", "penultimate"} | {layer for layer in spectra if spectra[layer]}):
@@ -175,14 +176,15 @@ def check(result, scale, dataset, row, seed):
         block = result["covariance"][layer]["block"]
         require({len(line) for line in block} == {len(block)}, f"has no square covariance of {layer}")
     setting(result)  # what it is trained on can be said
-    for state in (result, result.get("start")):
-        plot.attempt(last_weight, [state])
-        for statistic in ASKED:
-            plot.attempt(measure, state, statistic)
-    plot.attempt(plot.over_time, result)
+    for state in (result, result["start"]):
+        last_weight([state])
+        for statistic in (*THRESHOLDS, "dead", "knn200"):
+            measure(state, statistic)
+    plot.attempt(plot.over_time, result)  # which needs SGD's horizon
     for key in ("bare", "folded", "variance"):
         require(all(is_number(x, 0) for x in norms[key]), f"has no valid row_norms, {key}")
-    lengths = {len(spectra["h"]), len(spectra["penultimate"]), *map(len, norms.values())}
+    vectors = (spectra["h"], result["bare_spectra"]["h"], spectra["penultimate"], *norms.values())
+    lengths = set(map(len, vectors))
     require(len(lengths) == 1, f"has spectra and row_norms of {sorted(lengths)} dimensions")
     return held
 
@@ -294,14 +296,14 @@ def effect(results, scale, dataset, row, statistic):
 
 
 def measured(runs, statistic):
-    """A statistic of some results, or of their starts; nothing if one lacks it."""
+    """A statistic of some results, or of their starts, which lack the linear probe."""
     found = [plot.attempt(measure, run, statistic) for run in runs]
     return [] if None in found else found
 
 
 def last_weight(runs):
     """σ₁ of the encoder's last weight in some results, or starts: the least and the largest, as text."""
-    spectra = [get(run, "weight_spectra") for run in runs]
+    spectra = [run["weight_spectra"] for run in runs]
     values = [[found[name][0] for name in found if "projector" not in name][-1] for found in spectra]
     return "–".join(dict.fromkeys(f"{value:.2g}" for value in (min(values), max(values))))
 
@@ -331,14 +333,13 @@ def answer(results, scale, dataset):
     if not sides:
         return
     neither = results.all(scale, dataset, ["noproj"])
-    columns = {"at the start": [run.get("start") for run in neither], "neither": neither}
+    columns = {"at the start": [run["start"] for run in neither], "neither": neither}
     columns |= {SIDES[row]: results.all(scale, dataset, [row]) for row in sides}
     values = {name: {x: measured(runs, x) for x in ASKED} for name, runs in columns.items()}
     words = {SIDES[row]: {x: effect(results, scale, dataset, row, x) for x in ASKED} for row in sides}
     of = len(neither[0]["spectra"]["h"])
     ends = [f"{name} {np.mean(values['neither'][x]):.1f}" for x, name in SPOKEN.items()]
-    start = values["at the start"]["rank_1e-3"]
-    ends[0] += f" (at the start {np.mean(start):.1f})" if start else ""
+    ends[0] += f" (at the start {np.mean(values['at the start']['rank_1e-3']):.1f})"
     yield f"**`{scale}`, {title(dataset)}** ({rows.SCALES[scale].meaning})"
     said = ", ".join(ends)
     text = f"With neither projector nor penalty training ends at: {said}. h has {of} dimensions."
@@ -349,8 +350,7 @@ def answer(results, scale, dataset):
     for x, name in ASKED.items():
         cells = [(mean_std(values[column][x]), words.get(column, {}).get(x)) for column in columns]
         lines.append([name, *(", ".join(filter(None, cell)) for cell in cells)])
-    last = [plot.attempt(last_weight, runs) or "–" for runs in columns.values()]
-    lines.append(["σ₁ of the encoder's last weight", *last])
+    lines.append(["σ₁ of the encoder's last weight", *map(last_weight, columns.values())])
     yield markdown((f"of {of} dimensions", *columns), lines)
 
 
@@ -427,7 +427,7 @@ def setting(result):
     a = result["config"]["arguments"]
     images = f"{a['train_size']:,} images" if a["train_size"] else "all images"
     dim = len(result["spectra"]["h"])
-    horizon = number(plot.horizon(result), 2)
+    horizon = number(result["decay_horizon"], 2)
     sizes = f"width {a['width']}, {a['epochs']} epochs, batch {a['batch_size']}, D = {dim}, H = {horizon}"
     return f"{images}, {sizes}; {result['config']['device']}, torch {result['config']['torch']}"
 

@@ -25,9 +25,11 @@ T99 = {1: 63.657, 2: 9.925, 3: 5.841, 4: 4.604, 9: 3.250, 11: 3.106, 20: 2.845, 
 D = 64
 FALLING = np.exp(-np.arange(D) / 8).tolist()  # rank 56 at 1e-3
 NORMS = dict.fromkeys(("bare", "folded", "variance", "gamma", "beta", "open"), [1.0] * D)
+WEIGHTS = dict.fromkeys(("layer4.1.conv1", "layer4.1.conv2", "projector.0"), FALLING)
 ORIGIN = {"device": "H100", "torch": "2.11+cu130"}
 BASES = ("simclr", "noproj", "directclr", "cs")
 layers = partial(dict.fromkeys, ("h", "z", "penultimate", "layer3", "projector_hidden"))
+START = {"spectra": layers([1.0] * D), "row_norms": NORMS, "weight_spectra": WEIGHTS, "knn200": 30.0}
 PART = claims.Part("", "", [], None)
 # (rank, dead coordinates) with the projector and without, and what is said of either
 STATES = [
@@ -58,6 +60,7 @@ NO_RESULTS = [  # what differs from a result of seed 0, the error
     ({"spectra": layers(FALLING) | {"z": None}}, "spectrum"), ({"spectra": layers([-1.0] * D)}, "spectrum"),
     ({"row_norms": {**NORMS, "bare": [1.0]}}, "[1, 64] dimensions"),
     ({"covariance": layers({"block": [[1], [2, 3]], "offdiagonal": 1})}, "square covariance"),
+    ({"start": None}, "is no result"), ({"start": START | {"row_norms": {}}}, "lacks row_norms"),
 ]  # fmt: skip
 NO_RESULTS = [("short/cifar10/simclr/seed0", *case) for case in NO_RESULTS]
 NO_RESULTS += [  # and of a file at a place
@@ -88,8 +91,7 @@ def hand_made(seed, row="simclr", scale="short", dataset="cifar10", knn=50.0, **
         "subvector_linear_top1": knn - 5, "rankme": layers(5.0), "min_max_ratio": layers(2.0), "seconds": 120,
         "spectra": layers(FALLING), "bare_spectra": layers(FALLING), "row_norms": NORMS, "decay_horizon": 2.9,
         "covariance": layers({"block": np.eye(4).tolist(), "offdiagonal": 0.1}), "history": history,
-        "weight_spectra": dict.fromkeys(("layer4.1.conv1", "layer4.1.conv2", "projector.0"), FALLING),
-        "start": {"spectra": layers([1.0] * D), "row_norms": NORMS},
+        "weight_spectra": WEIGHTS, "start": START, "images_per_second": 1000.0,
     }  # fmt: skip
     return json.loads(json.dumps(result | more, default=str))
 
@@ -243,16 +245,10 @@ def test_each_claims_statistic_sees_what_it_is_about():
     assert values("C16", full)[-2] == 6 and values("C18", full, bare)[-1] == 0
 
 
-def test_what_is_not_stored_is_not_measured_and_has_a_page_and_figures(write, page, script):
-    new = ("start", "bare_spectra", "weight_spectra")
-    old = {key: value for key, value in hand_made(0).items() if key not in new}
-    assert values("C6", old)[:3] == [None, None, 0] and values("C15", old)[:4] == [None] * 4
-    assert values("C9", old)[-1] is None and values("C10", old) == [0, None, None]
-    assert values("C8", old)[1:] == [None, None]
-    assert values("C9", old | {"spectra": layers(FALLING) | {"layer3": None}})[3] is None
-    write("short", {"noproj": [80.0], "simclr": [81.0]}, **dict.fromkeys(new))
-    assert page()[1]["σ₁ of the encoder's last weight"][0] == ["–"] * 3
-    assert script("report.py", "--figures").returncode == 0
+def test_what_a_network_does_not_have_is_not_measured():
+    lacking = hand_made(0, spectra=layers(FALLING) | {"layer3": None, "projector_hidden": None})
+    assert values("C9", lacking)[3] is None and values("C10", lacking)[:2] == [None, None]
+    assert values("C8", lacking)[1:] == [None, None]  # no covariance at the start
 
 
 def test_what_shuts_a_dimension_is_told_apart():
@@ -416,7 +412,7 @@ def test_the_page_opens_with_answers(write, page, full, bare, by_rank, by_dead, 
         rank, dead = full if row == "simclr" else bare
         norms = NORMS | {"variance": [0.0] * dead + [1.0] * (D - dead)}
         spectra = layers(FALLING) | {"h": [1.0] * rank + [1e-6] * (D - rank)}
-        start = {"spectra": layers([1.0] * D), "row_norms": NORMS, "weight_spectra": weights}
+        start = START | {"weight_spectra": weights}
         write(scale, {row: accuracies[:seeds]}, spectra=spectra, row_norms=norms, start=start)
     opening, lines, _ = page()
     opening = opening.split("Made by")[0]
@@ -448,9 +444,8 @@ def test_fewer_lost_dimensions_are_less_collapse_where_none_are_too_many(monkeyp
 
 def test_the_answer_judges_the_rank_at_each_threshold(write, page):
     steps = [1.0] * 10 + [5e-3] * 20 + [1e-4] * 25 + [1e-7] * 9
-    start = {"spectra": layers([1.0] * D)}
-    write("short", {"simclr": [80.0, 81.0, 82.0]}, spectra=layers(steps), start=start)
-    write("short", {"noproj": [80.0, 81.0, 82.0]}, spectra=layers([1.0] * 20 + [1e-7] * 44), start=start)
+    write("short", {"simclr": [80.0, 81.0, 82.0]}, spectra=layers(steps))
+    write("short", {"noproj": [80.0, 81.0, 82.0]}, spectra=layers([1.0] * 20 + [1e-7] * 44))
     text, lines, _ = page()
     assert "rank 30.0 (lessens collapse; at 1e-2 σ₁: makes collapse worse), " in text
     for k, rank, said in ((2, 10, "makes collapse worse"), (3, 30, "lessens collapse"), (5, 55, "lessens")):
@@ -505,7 +500,7 @@ def test_figures_draw_what_is_there_and_the_page_links_no_other(write, page, scr
 
 
 def test_history_and_clock_have_a_curve_a_row_and_a_run(write, tmp_path):
-    write("short", {"noproj": [80.0, 81.0], "noproj-clock1": [81.0]}, images_per_second=1000.0)
+    write("short", {"noproj": [80.0, 81.0], "noproj-clock1": [81.0]})
     results = report.Results(tmp_path / "results")
     curves = lambda draw: [len(axis.lines) for axis in draw(results, "short", ["cifar10"], "").axes]
     assert curves(plot.draw_history) == [1, 1]
