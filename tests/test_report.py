@@ -60,7 +60,7 @@ NO_RESULTS = [  # what differs from a result of seed 0, the error
     ({"spectra": layers(FALLING) | {"z": None}}, "spectrum"), ({"spectra": layers([-1.0] * D)}, "spectrum"),
     ({"row_norms": {**NORMS, "bare": [1.0]}}, "[1, 64] dimensions"),
     ({"covariance": layers({"block": [[1], [2, 3]], "offdiagonal": 1})}, "square covariance"),
-    ({"start": None}, "is no result"), ({"start": START | {"row_norms": {}}}, "lacks row_norms"),
+    ({"start": None}, "is no result"), ({"start": START | {"row_norms": None}}, "lacks row_norms"),
 ]  # fmt: skip
 NO_RESULTS = [("short/cifar10/simclr/seed0", *case) for case in NO_RESULTS]
 NO_RESULTS += [  # and of a file at a place
