@@ -149,10 +149,11 @@ def _read_npz(path):
         if x.dtype != np.uint8 or x.shape[1:] != (*arrays["x_train"].shape[1:3], 3) or 0 in x.shape:
             wanted = "uint8 (N, H, W, 3), H and W those of x_train"
             raise UserError(f"{path}: x_{split} must be {wanted}, not {x.dtype} {x.shape}")
-        if y.dtype.kind not in "iu" or y.shape != x.shape[:1] or y.min() < (-1 if split == "train" else 0):
+        least = -1 if split == "train" else 0
+        if y.dtype.kind not in "iu" or y.shape != x.shape[:1] or y.min() < least:
             wanted = f"{len(x)} integers >= 0 (-1 in y_train: no label)"
-            least = np.unique(y)[:1]
-            raise UserError(f"{path}: y_{split} must be {wanted}, not {y.dtype} {y.shape} from {least}")
+            found = f"{y.dtype} {y.shape} from {np.unique(y)[:1]}"
+            raise UserError(f"{path}: y_{split} must be {wanted}, not {found}")
     labels = 1 + int(max(arrays["y_train"].max(), arrays["y_test"].max()))
     classes = arrays.setdefault("classes", np.arange(labels if labels < 2**16 else 0))
     if arrays["y_train"].max() < 0 or classes.ndim != 1 or len(classes) < labels:
@@ -1855,7 +1856,8 @@ def open_run(args, name, data):
     """
     out = run_folder(args, name)
     new = _configuration(args, name) | {"data": _checksum(args, data)}
-    there = config = _claim(out)
+    there = _claim(out)
+    config = there
     if there and not args.overwrite:
         _require_same_run(out, there, new, args.resume)
     else:
