@@ -383,8 +383,9 @@ def draw_clock(results, scale, datasets, _):
                 epochs, horizon, ranks, _ = over_time(run)
                 every = run["images_per_second"] * run["seconds"] / args.batch_size
                 steps = np.array(epochs) / args.epochs * every
-                what = f"lr {args.lr:g}, wd {args.weight_decay:g}, {args.epochs} epochs (n = {len(runs)})"
-                label = None if seed else what
+                what = f"lr {args.lr:g}, wd {args.weight_decay:g}, {args.epochs} epochs"
+                what += f", penalty {args.reg_weight:g}" if args.reg_weight else ""
+                label = None if seed else f"{what} (n = {len(runs)})"
                 for axis, x in zip(line, (horizon, steps)):
                     axis.plot(x, ranks, color=f"C{i}", label=label, **LOOKS[i])
         line[0].set(xscale="symlog", xlabel=HORIZON, ylabel=RANK)
