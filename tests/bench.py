@@ -138,6 +138,7 @@ def bench_penalties(args):
     x = images(args, 4096).to(DEVICE)
     often = {"warm": 5, "repeat": 20} if CUDA else {"warm": 1}
     for arch in archs:
+        torch._dynamo.reset()  # of one function it keeps 8 compiled versions, a ninth would run eagerly
         steps = {reg: simclr(x, width, 8 * width, reg, arch) for reg in ("none", *PENALTIES)}
         took = by_turns(steps, args.rounds, **often)
         where = f"{arch}, width {width}, batch {8 * width}"
