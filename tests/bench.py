@@ -4,7 +4,7 @@
     python tests/bench.py --only augment step --rounds 15   some of it, more often
 
 What is compared is measured by turns in one process on the same number of threads; numbers are medians. Rows
-that need a CUDA device say so where there is none.
+that need a CUDA device, or none, say so where it is otherwise.
 """
 
 import datetime
@@ -261,8 +261,8 @@ def main():
     print(*origin.values(), sep=", ")
     rows, failed = [], []
     for name in args.only or BENCHES:
-        if name == "epoch" and not CUDA:
-            print(f"{name}: {BENCHES[name].__doc__}: needs CUDA")
+        if name == ("step" if CUDA else "epoch"):
+            print(f"{name}: {BENCHES[name].__doc__}: needs {'a machine without ' * CUDA}CUDA")
             continue
         torch._dynamo.reset()
         try:
