@@ -2040,8 +2040,8 @@ def refusing(what, errors=Exception):
 
 
 def no_memory(error):
-    """Whether an exception says that a GPU, the CPU or cuBLAS has no memory left."""
-    told = re.search("out of memory|can't allocate memory|ALLOC_FAILED", str(error))
+    """Whether an exception says that a GPU, the CPU, cuBLAS or cuDNN has no memory left."""
+    told = re.search(r"out of memory|can't allocate memory|ALLOC(ATION)?_FAILED", str(error))
     return bool(told) or isinstance(error, MemoryError)
 
 

@@ -262,7 +262,8 @@ def main():
     rows, failed = [], []
     for name in args.only or BENCHES:
         if name == ("step" if CUDA else "epoch"):
-            print(f"{name}: {BENCHES[name].__doc__}: needs {'a machine without ' * CUDA}CUDA")
+            where = "without CUDA" if CUDA else "with CUDA"
+            print(f"{name}: {BENCHES[name].__doc__}: runs {where} only")
             continue
         torch._dynamo.reset()
         try:
