@@ -222,6 +222,8 @@ OF_DEAD = "ln(‖W^i‖² of the living / of the dead)"
 PENALISED = f"noproj-lastlayer, {OF_DEAD}: > ln 10"
 OF_ALL = "near-zero ‖W^i‖² / lost rank of h"
 OFF = "mean |off-diagonal| / diagonal of the covariance"
+FALLS = f"simclr, {OFF}: z's falls"
+ABOVE = "|Δ ln σ_k| of σ_k above 1e-3 σ₁"
 PROBE_ON_Z = "subvector_linear_top1"
 RATIO = "min_max_ratio"
 SAME_LOSS = ("directclr", "simclr-lowrank-diagonal")
@@ -235,16 +237,16 @@ CLAIM_PARTS = [
     *list(ranks("C6", "h", "simclr", "noproj"))[1:],
     *ranks("C7", "h", "noproj", "barlow-noproj"),
     versus("C8", f"simclr, {OFF}: h > z", ("simclr", "offdiagonal", "h"), ("simclr", "offdiagonal", "z")),
-    Part("C8", "... falls in z since the start", SIMCLR, lambda run: decorrelated(run, "z")),
-    Part("C8", "... by more than in h", SIMCLR, lambda run: decorrelated(run, "z") - decorrelated(run, "h")),
-    Part("C9", "|Δ ln σ|, simclr to noproj: last block but one < 1/3 of h", PAIR, hardly("penultimate")),
-    Part("C9", "... the same of σ_k above 1e-3 σ₁", PAIR, hardly("penultimate", 1e-3)),
-    Part("C9", "... of σ_k above 1e-5 σ₁", PAIR, hardly("penultimate", 1e-5), role="beside"),
-    Part("C9", "... last stage but one < 1/3 of h", PAIR, hardly("layer3"), role="may refute"),
-    Part("C9", "... of σ_k above 1e-3 σ₁", PAIR, hardly("layer3", 1e-3), role="may refute"),
+    Part("C8", f"{FALLS} since the start", SIMCLR, lambda run: decorrelated(run, "z")),
+    Part("C8", f"{FALLS} more than h's", SIMCLR, lambda x: decorrelated(x, "z") - decorrelated(x, "h")),
+    Part("C9", "|Δ ln σ_k|, simclr to noproj: last block but one < 1/3 of h", PAIR, hardly("penultimate")),
+    Part("C9", f"{ABOVE}: last block but one < 1/3 of h", PAIR, hardly("penultimate", 1e-3)),
+    Part("C9", "... above 1e-5 σ₁", PAIR, hardly("penultimate", 1e-5), role="beside"),
+    Part("C9", "|Δ ln σ_k|: last stage but one < 1/3 of h", PAIR, hardly("layer3"), role="may refute"),
+    Part("C9", f"{ABOVE}: last stage but one < 1/3 of h", PAIR, hardly("layer3", 1e-3), role="may refute"),
     Part("C9", "... of the weights, last but one < 1/3 of the last", PAIR, hardly_weights, role="beside"),
     Part("C10", f"{INSIDE}: > 0", SIMCLR, partial(above_z, "spectra")),
-    Part("C10", "... rises since the start", SIMCLR, partial(rises_above_z, "spectra")),
+    Part("C10", f"{INSIDE}: rises since the start", SIMCLR, partial(rises_above_z, "spectra")),
     Part("C10", "... not normalised", SIMCLR, partial(rises_above_z, "bare_spectra"), role="beside"),
     Part("C11", f"noproj, {OF_DEAD}, bare: > ln 10", NOPROJ, partial(dead_rows, "bare"), NEAR_ZERO),
     Part("C11", f"noproj, {OF_DEAD}, folded: > ln 10", NOPROJ, partial(dead_rows, "folded"), NEAR_ZERO),

@@ -362,8 +362,19 @@ def decided(results):
         found = [f"**{word}** ({scale})" for scale, (word, *_) in said.items() if word in ("holds", "fails")]
         others += [] if found else [claim]
         if found:
-            yield f"- {claim} {', '.join(found)}: {text}"
+            yield f"- {claim} {', '.join(found)}: {text}{refuted(results, claim)}"
     yield f"- not decided yet: {', '.join(others) or 'none'}"
+
+
+def refuted(results, claim):
+    """What of a claim is refuted, and where, as a sentence; "" where nothing is."""
+    where = {}
+    for scale in results.scales():
+        for _, part, _, said in judged(results, claim, scale):
+            if scale != UNDECIDED and said == "refuted" and part.role != "beside":
+                where.setdefault(part.text, []).append(scale)
+    parts = [f"{text} ({', '.join(dict.fromkeys(at))})" for text, at in where.items()]
+    return f". Refuted: {'; '.join(parts)}" if parts else ""
 
 
 def opening(results):

@@ -333,6 +333,8 @@ def test_every_scale_is_judged_and_mini_decides_nothing(write, page):
     said = "**undecided** (short), **fails** (compressed), **holds** (mlp), **undecided** (mini)"
     assert lines["C13"][0][2] == said and "n = 2; [compressed]" in lines["C13"][0][3]
     assert lines["C6"][0][2] == said.replace("holds", "fails")
+    assert ". Refuted: simclr, rank: gain since the start, % of D, > -5 (compressed, mlp)\n" in text
+    assert ". Refuted: kNN-200, pooled: lastlayer > none, at LL's weight (compressed); kNN-200: " in text
     short, others = text[text.index("## Scale `short`") :].split("## Scale `compressed`")
     assert "30.5 ± 0.7 (2)" in short and "30.5 ± 0.7 (2)" not in others and "31.0 ± 1.0 (3)" not in short
 
