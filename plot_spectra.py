@@ -373,7 +373,7 @@ def draw_history(results, scale, datasets, _):
 def draw_clock(results, scale, datasets, _):
     """Rank of h against H and against steps, a curve a run. If curves over H agree, H is the clock."""
     lines = [*product(datasets, QUESTION)]
-    figure, axes = panels(f"The clock of collapse ({scale}), a curve a run", len(lines), 2, 5.2, 3.2)
+    figure, axes = panels(f"The clock of collapse ({scale}), a curve a run", len(lines), 2, 4.2, 2.8)
     for line, (dataset, base) in zip(axes, lines):
         names = [row.name for row in rows.ROWS if row.name.partition("-clock")[0] == base]
         for i, row in enumerate(names):

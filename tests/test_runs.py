@@ -27,6 +27,7 @@ TERMINATE = "os.kill(os.getpid(), signal.SIGTERM)"
 HALF_WRITTEN = f"os.ftruncate(args[0], 9); {KILL}"
 NAN = "return original(*args, **kwargs) * float('nan')"
 MEMORY = "raise common.torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.')"
+CUDNN = "raise RuntimeError('cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED')"
 STREAMS = [("2>&- --epochs 1", 0, 0), (">&- 2>&- --epochs 0", 2, 0), (">/dev/full --epochs 1", 2, 1)]
 STREAMS += [("2>/dev/full --device meta", 2, 0)]
 SLOW = dict.fromkeys(("simclr.py", "directclr.py", "barlow.py", "byol.py", "finetune.py"), "torch")
@@ -54,6 +55,7 @@ ENDS = [  # what happens at which call of a function; exit code, step of the che
     ("simclr.py", ("os.fsync", 6, HALF_WRITTEN), -9, 1, ""),
     ("simclr.py", ("info_nce", 5, NAN), 1, 1, "not finite"),
     ("simclr.py", ("info_nce", 5, MEMORY), 1, 1, "a smaller --batch-size or --width"),
+    ("simclr.py", ("info_nce", 5, CUDNN), 1, 1, "out of memory (cuDNN error"),
     ("simclr.py --no-projector --reg lastlayer --optimizer adam", *STEP),
     ("directclr.py --subvector random", *STEP),
     ("byol.py --hidden 8 --embedding 8", *STEP),
