@@ -12,7 +12,7 @@ that it lies in, is named and left out, and the exit code is 1.
 
 import sys
 from collections import Counter
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 
@@ -258,6 +258,8 @@ def toy_verdict(claim):
 
 # ------------------------------------------------------------------------------------------------- the answer
 
+# Ends of rows' names: the scale's own weight decay, and 5e-4, where it is another
+DECAYS = ("", "-clock2")
 # Each against noproj
 INSTEAD = {"noproj-lastlayer": "the penalty"}  # of the projector
 INSTEAD |= {f"noproj-lastlayer-{weight}": f"the penalty, weight {weight}" for weight in (0.1, 0.01)}
@@ -269,9 +271,9 @@ PURPOSE += "Does either buy accuracy? Can the penalty replace the projector?"
 SPOKEN = {"rank_1e-3": "rank", "dead": "dead", "knn200": "kNN-200", "linear_top1": "linear"}
 
 
-def against_collapse(results, scale, dataset, row, statistic):
-    """What a row does about the collapse of h without projector and penalty, in words."""
-    parts = claims.collapse("", "noproj", row, statistic)
+def against_collapse(results, scale, dataset, row, neither, statistic):
+    """What a row does about the collapse of h in the row without projector and penalty, in words."""
+    parts = claims.collapse("", neither, row, statistic)
     fell, kept, gained = (claims.outcome(part, results.compare(part, scale, [dataset])) for part in parts)
     told = [  # the first that is so
         (fell == "refuted", "nothing to prevent"),
@@ -284,12 +286,12 @@ def against_collapse(results, scale, dataset, row, statistic):
     return next((words for so, words in told if so), "undecided")
 
 
-def effect(results, scale, dataset, row, statistic):
-    """What a row does to a statistic of noproj, in words; of an accuracy with the difference."""
+def effect(results, scale, dataset, row, neither, statistic):
+    """What a row does to a statistic of that row, in words; of an accuracy with the difference."""
     if statistic not in METRICS:
-        word = against_collapse(results, scale, dataset, row, statistic)
+        word = against_collapse(results, scale, dataset, row, neither, statistic)
         return "undecided" if scale == UNDECIDED else word
-    part = claims.accuracy("", statistic, row, "noproj")
+    part = claims.accuracy("", statistic, row, neither)
     difference = results.compare(part, scale, [dataset])
     word = {"shown": "a gain", "refuted": "a loss"}.get(claims.outcome(part, difference), "undecided")
     return f"{'undecided' if scale == UNDECIDED else word}, {difference}"
@@ -318,38 +320,39 @@ def in_words(side, values, words):
     return f"- *{side.capitalize()}:* {', '.join(told)}"
 
 
-def replacing(results, scale, dataset):
+def replacing(results, scale, dataset, decay):
     """What the penalty in the projector's place gains in accuracy against the projector, a text a weight."""
     for row, name in INSTEAD.items():
-        parts = [claims.accuracy("", x, row, "simclr") for x in ("knn200", "linear_top1")]
+        parts = [claims.accuracy("", x, row + decay, f"simclr{decay}") for x in ("knn200", "linear_top1")]
         gaps = [results.compare(part, scale, [dataset]) for part in parts]
         if all(gaps):
             yield f"{name}, kNN-200 {gaps[0]}, linear {gaps[1]}"
 
 
-def answer(results, scale, dataset):
-    """What the rows of the question say at a scale and data set: in words, and as a table."""
-    sides = [row for row in SIDES if results.together(scale, dataset, (row, "noproj"))]
+def answer(results, scale, dataset, decay=""):
+    """What the rows of the question, each with this end of DECAYS, say: in words, and as a table."""
+    bare = f"noproj{decay}"
+    sides = {row + decay: side for row, side in SIDES.items()}
+    sides = {row: sides[row] for row in sides if results.together(scale, dataset, (row, bare))}
     if not sides:
         return
-    neither = results.all(scale, dataset, ["noproj"])
+    neither = results.all(scale, dataset, [bare])
     columns = {"at the start": [run["start"] for run in neither], "neither": neither}
-    columns |= {SIDES[row]: results.all(scale, dataset, [row]) for row in sides}
+    columns |= {side: results.all(scale, dataset, [row]) for row, side in sides.items()}
     values = {name: {x: measured(runs, x) for x in ASKED} for name, runs in columns.items()}
-    words = {SIDES[row]: {x: effect(results, scale, dataset, row, x) for x in ASKED} for row in sides}
+    of_row = partial(effect, results, scale, dataset)
+    words = {side: {x: of_row(row, bare, x) for x in ASKED} for row, side in sides.items()}
     of = len(neither[0]["spectra"]["h"])
     ends = [f"{name} {np.mean(values['neither'][x]):.1f}" for x, name in SPOKEN.items()]
     ends[0] += f" (at the start {np.mean(values['at the start']['rank_1e-3']):.1f})"
-    yield f"**`{scale}`, {title(dataset)}** ({rows.SCALES[scale].meaning})"
+    meaning = f"with `{rows.ROW[bare].after}` instead" if decay else rows.SCALES[scale].meaning
+    yield f"**`{scale}`, {title(dataset)}** ({meaning}; H = {number(neither[0]['decay_horizon'])})"
     said = ", ".join(ends)
     text = f"With neither projector nor penalty training ends at: {said}. h has {of} dimensions."
     yield "\n".join([text, "", *(in_words(side, values[side], words[side]) for side in words)])
-    if found := "; ".join(replacing(results, scale, dataset)):
+    if found := "; ".join(replacing(results, scale, dataset, decay)):
         yield f"In the projector's place, against it: {found}."
-    lines = []
-    for x, name in ASKED.items():
-        cells = [(mean_std(values[column][x]), words.get(column, {}).get(x)) for column in columns]
-        lines.append([name, *(", ".join(filter(None, cell)) for cell in cells)])
+    lines = [[name, *(mean_std(values[column][x]) for column in columns)] for x, name in ASKED.items()]
     lines.append(["σ₁ of the encoder's last weight", *map(last_weight, columns.values())])
     yield markdown((f"of {of} dimensions", *columns), lines)
 
@@ -382,6 +385,7 @@ def opening(results):
     yield f"**{PURPOSE}**"
     telling = [scale for scale in results.scales() if scale != UNDECIDED] or results.scales()
     places = [(scale, dataset) for scale in telling for dataset in results.datasets(scale, SIDES)]
+    places = [(*place, decay) for place in places for decay in DECAYS]
     told = [text for place in places for text in answer(results, *place)]
     yield from [document("terms.md"), *told] if told else ["Nothing that answers it has been measured yet."]
     if told and telling == [UNDECIDED]:

@@ -425,10 +425,11 @@ def test_the_page_opens_with_answers(write, page, full, bare, by_rank, by_dead, 
     for i, (name, (start, said)) in enumerate(asked.items()):
         cells = lines[name][0]
         assert [float(cell.split()[0]) for cell in cells[:3]] == [start, bare[i], full[i]]
-        assert cells[2].endswith(f"({seeds}), {said}")
+        assert cells[2].endswith(f"({seeds})")
         assert f"{('rank', 'dead')[i]} {full[i]}.0 ({said}" in opening.split("*The penalty:*")[0]
     gain = "a gain" if decided else "undecided"
-    assert f", {gain}, +4.00" in lines["kNN-200"][0][2] and ", undecided, " in lines["kNN-200"][0][3]
+    assert re.search(rf"kNN-200 84\.\d \({gain}, \+4\.00", opening)
+    assert "(undecided, " in opening.split("*The penalty:*")[1].split("kNN-200")[1]
     assert [lines[f"rank of h at 1e-{k} σ₁"][0][1].split(" ")[0] for k in (2, 5)] == [f"{bare[0]}.0"] * 2
     assert lines["σ₁ of the encoder's last weight"][0] == ["3", "1", "1", "1"]
     against = {3: "-3.93 [", 2: "-4.00 [", 1: "-5.00, linear"}[seeds]  # the projector
@@ -440,7 +441,7 @@ def test_the_page_opens_with_answers(write, page, full, bare, by_rank, by_dead, 
 def test_fewer_lost_dimensions_are_less_collapse_where_none_are_too_many(monkeypatch, tmp_path):
     outcomes = iter(["shown", "undecided, as claimed", "shown"])  # noproj fell; the row may have; it has more
     monkeypatch.setattr(claims, "outcome", lambda *_: next(outcomes))
-    said = report.against_collapse(report.Results(tmp_path), "short", "cifar10", "simclr", "dead")
+    said = report.against_collapse(report.Results(tmp_path), "short", "cifar10", "a", "b", "dead")
     assert said == "lessens collapse"
 
 
@@ -450,9 +451,19 @@ def test_the_answer_judges_the_rank_at_each_threshold(write, page):
     write("short", {"noproj": [80.0, 81.0, 82.0]}, spectra=layers([1.0] * 20 + [1e-7] * 44))
     text, lines, _ = page()
     assert "rank 30.0 (lessens collapse; at 1e-2 σ₁: makes collapse worse), " in text
-    for k, rank, said in ((2, 10, "makes collapse worse"), (3, 30, "lessens collapse"), (5, 55, "lessens")):
-        cells = lines[f"rank of h at 1e-{k} σ₁"][0]
-        assert cells[1] == "20.0 ± 0.0 (3)" and cells[2].startswith(f"{rank}.0 ± 0.0 (3), {said}")
+    for k, rank in ((2, 10), (3, 30), (5, 55)):
+        assert lines[f"rank of h at 1e-{k} σ₁"][0][1:3] == ["20.0 ± 0.0 (3)", f"{rank}.0 ± 0.0 (3)"]
+
+
+def test_the_answer_of_another_weight_decay_compares_its_own_rows(write, page):
+    write("short", {"simclr": [80.0, 80.2], "noproj": [70.0, 70.2], "noproj-clock2": [75.0, 75.2]})
+    write("short", {"simclr-clock2": [76.0, 76.2], "noproj-lastlayer-clock2": [78.0, 78.2]})
+    text, lines, _ = page()
+    _, own, other = text.split("Made by")[0].split("**`short`, CIFAR-10** (")
+    assert own.startswith("50 epochs") and other.startswith("with `--weight-decay 5e-4` instead; H = 2.9")
+    assert "kNN-200 80.1 (undecided, +10.00 [" in own and "kNN-200 76.1 (undecided, +1.00 [" in other
+    assert "against it: the penalty, kNN-200 +2.00 [" in other and "In the projector's place" not in own
+    assert [cell.split()[0] for cell in lines["kNN-200"][1]] == ["30.0", "75.1", "76.1", "78.1"]
 
 
 def test_linear_models_are_judged_by_their_own_file(page, tmp_path):
@@ -539,33 +550,39 @@ def test_the_committed_page_is_that_of_the_committed_results_and_its_figures_are
         assert (ROOT / link).exists(), link
 
 
-IN_README = {
-    "with projector": "simclr",
-    "with projector, penalty": "simclr-lastlayer",
-    "without projector": "noproj",
-    "without projector, penalty": "noproj-lastlayer",
-    "without projector, 0.01 · penalty": "noproj-lastlayer-0.01",
+WITH, WITHOUT, PENALTY = "with projector", "with neither", "with the penalty instead"
+IN_README = {  # a block: its scale, and the row behind the name of each line
+    "`mlp`": ("mlp", {WITH: "simclr", WITHOUT: "noproj", PENALTY: "noproj-lastlayer"}),
+    "`compressed`, decay 5e-4": (
+        "compressed",
+        {WITH: "simclr-clock2", WITHOUT: "noproj-clock2", PENALTY: "noproj-lastlayer-clock2"},
+    ),
+    "`compressed`, decay 1e-2": (
+        "compressed",
+        {WITH: "simclr", WITHOUT: "noproj", PENALTY: "noproj-lastlayer"},
+    ),
 }
+IN_README["`mlp`"][1]["... at weight 0.01"] = "noproj-lastlayer-0.01"
 
 
 def test_the_table_of_the_readme_is_that_of_the_results():
     results = report.Results(ROOT / "results")
     lines = re.findall(r"^\| .* ± .*$", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert len(lines) == 2 * len(IN_README)
-    for line, scale in zip(lines, ["mlp"] * len(IN_README) + ["compressed"] * len(IN_README)):
-        place, name, *cells = [cell.strip() for cell in line.strip("|").split("|")]
-        assert place in ("", f"`{scale}`")
-        row = IN_README[name]
-        runs = results.all(scale, "cifar10", [row])
-        told = []
-        for metric in ("knn200", "linear_top1"):
-            scores = np.array([run[metric] for run in runs])
-            told.append(f"{scores.mean():.1f} ± {scores.std(ddof=1):.1f}")
-            gap = results.compare(claims.accuracy("", metric, row, "simclr"), scale, ["cifar10"])
-            interval = f"[{gap.mean - gap.half():.1f}, {gap.mean + gap.half():.1f}]"
-            told.append(f"{gap.mean:+.1f} {interval}" if row != "simclr" else "")
-        told += [f"{np.mean([plot.measure(run, x) for run in runs]):.1f}" for x in ("rank_1e-3", "dead")]
-        assert cells == [*told, str(len(runs))], f"{scale}, {name}"
+    found = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    expected = []
+    for block, (scale, rows_of) in IN_README.items():
+        for name, row in rows_of.items():
+            runs = results.all(scale, "cifar10", [row])
+            cells = [block if row == rows_of[WITH] else "", name]
+            for metric in ("knn200", "linear_top1"):
+                scores = np.array([run[metric] for run in runs])
+                gap = results.compare(claims.accuracy("", metric, row, rows_of[WITH]), scale, ["cifar10"])
+                interval = f"[{gap.mean - gap.half():.1f}, {gap.mean + gap.half():.1f}]"
+                against = f"{gap.mean:+.1f} {interval}" if row != rows_of[WITH] else ""
+                cells += [f"{scores.mean():.1f} ± {scores.std(ddof=1):.1f}", against]
+            rank = np.mean([plot.measure(run, "rank_1e-3") for run in runs])
+            expected.append([*cells, f"{rank:.0f}", str(len(runs))])
+    assert found == expected
 
 
 def test_committed_results_are_small_and_rounded():
