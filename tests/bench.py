@@ -138,7 +138,6 @@ def bench_penalties(args):
     x = images(args, 4096).to(DEVICE)
     often = {"warm": 5, "repeat": 20} if CUDA else {"warm": 1}
     for arch in archs:
-        torch._dynamo.reset()  # of one function it keeps 8 compiled versions, a ninth would run eagerly
         steps = {reg: simclr(x, width, 8 * width, reg, arch) for reg in ("none", *PENALTIES)}
         took = by_turns(steps, args.rounds, **often)
         where = f"{arch}, width {width}, batch {8 * width}"
@@ -265,7 +264,6 @@ def main():
             where = "without CUDA" if CUDA else "with CUDA"
             print(f"{name}: {BENCHES[name].__doc__}: runs {where} only")
             continue
-        torch._dynamo.reset()
         try:
             for key, what, value, unit, goal in BENCHES[name](args):  # a goal below 0 is an upper limit
                 limit = f"goal {'>=' if goal > 0 else '<='} {abs(goal):g}" if goal else ""
