@@ -287,7 +287,7 @@ def against_collapse(results, scale, dataset, row, neither, statistic):
 
 
 def effect(results, scale, dataset, row, neither, statistic):
-    """What a row does to a statistic of that row, in words; of an accuracy with the difference."""
+    """What a row changes in a statistic against that row, in words; of an accuracy with the difference."""
     if statistic not in METRICS:
         word = against_collapse(results, scale, dataset, row, neither, statistic)
         return "undecided" if scale == UNDECIDED else word

@@ -551,18 +551,12 @@ def test_the_committed_page_is_that_of_the_committed_results_and_its_figures_are
 
 
 WITH, WITHOUT, PENALTY = "with projector", "with neither", "with the penalty instead"
+ROWS = {WITH: "simclr", WITHOUT: "noproj", PENALTY: "noproj-lastlayer"}
 IN_README = {  # a block: its scale, and the row behind the name of each line
-    "`mlp`": ("mlp", {WITH: "simclr", WITHOUT: "noproj", PENALTY: "noproj-lastlayer"}),
-    "`compressed`, decay 5e-4": (
-        "compressed",
-        {WITH: "simclr-clock2", WITHOUT: "noproj-clock2", PENALTY: "noproj-lastlayer-clock2"},
-    ),
-    "`compressed`, decay 1e-2": (
-        "compressed",
-        {WITH: "simclr", WITHOUT: "noproj", PENALTY: "noproj-lastlayer"},
-    ),
+    "`mlp`": ("mlp", ROWS | {"... at weight 0.01": "noproj-lastlayer-0.01"}),
+    "`compressed`, decay 5e-4": ("compressed", {name: f"{row}-clock2" for name, row in ROWS.items()}),
+    "`compressed`, decay 1e-2": ("compressed", ROWS),
 }
-IN_README["`mlp`"][1]["... at weight 0.01"] = "noproj-lastlayer-0.01"
 
 
 def test_the_table_of_the_readme_is_that_of_the_results():
