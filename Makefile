@@ -37,7 +37,7 @@ toy: | $(READY)  ## figures/toy-*.png and results/toy.json: DirectCLR's and WERa
 table2:  ## LL table 2; SCALE=paper|short|compressed|mlp|mini SEEDS="0 1 2" DATASETS=... DATA=<folder> BUDGET=9m JOBS=2 GPUS=8
 table1:  ## LL table 1, constant subvectors; variables as for table2
 barlow:  ## LL figure 1b, Barlow Twins without projector; beside it with one, and with the penalties
-directclr-tables:  ## DirectCLR tables 1, 2, appendix F, figure 12, on CIFAR with LL's recipe; or DATASETS=imagenet GPUS=8
+directclr-tables:  ## DirectCLR tables 1, 2, appendix F, figure 12, on CIFAR; DATASETS=imagenet: data/imagenet/{train,val}
 sparsehead-table:  ## SparseHead table 1, figures 1 and 3, with its own recipe
 weights:  ## other weights of the penalties, other readings of the papers
 clock: SCALE := compressed
@@ -66,7 +66,7 @@ report: | $(READY)  ## RESULTS.md from results/, without training: tables, verdi
 figures: | $(READY)  ## figures/<scale>/ from results/, without training
 	$(PY) report.py --figures
 
-bench: | $(READY)  ## time what the README claims on this machine: results/bench-<device>.json
+bench: | $(READY)  ## time what docs/performance.md claims on this machine: results/bench-<device>.json
 	$(PY) tests/bench.py --data "$(DATA)"
 
 test: $(TOOLS)  ## run the tests; DATA=<folder with cifar10.npz> adds the one on real images

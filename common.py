@@ -1177,6 +1177,7 @@ def training_step(args, encoder, projector, loss, modules=()):
 
     With --compile the operations of the views are compiled, and in a single process the loss too; on CUDA the
     passes through the networks are then replayed as CUDA graphs, and nothing in a step waits for the device.
+    What else this process has compiled is dropped, and compiled again where it is called.
     """
     cuda = args.device != "cpu"
     torch.backends.cudnn.benchmark = True  # the shapes stay, so the fastest convolutions are worth a search

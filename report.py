@@ -258,7 +258,7 @@ def toy_verdict(claim):
 
 # ------------------------------------------------------------------------------------------------- the answer
 
-# Ends of rows' names: the scale's own weight decay, and 5e-4, where it is another
+# Ends of rows' names: the scale's own weight decay, and 5e-4, where that is another
 DECAYS = ("", "-clock2")
 # Each against noproj
 INSTEAD = {"noproj-lastlayer": "the penalty"}  # of the projector
@@ -276,6 +276,7 @@ def against_collapse(results, scale, dataset, row, neither, statistic):
     parts = claims.collapse("", neither, row, statistic)
     fell, kept, gained = (claims.outcome(part, results.compare(part, scale, [dataset])) for part in parts)
     told = [  # the first that is so
+        (gained == kept == "refuted", "makes collapse worse"),
         (fell == "refuted", "nothing to prevent"),
         (fell != "shown", "undecided"),
         (gained == "refuted", "makes collapse worse"),
@@ -332,8 +333,8 @@ def replacing(results, scale, dataset, decay):
 def answer(results, scale, dataset, decay=""):
     """What the rows of the question, each with this end of DECAYS, say: in words, and as a table."""
     bare = f"noproj{decay}"
-    sides = {row + decay: side for row, side in SIDES.items()}
-    sides = {row: sides[row] for row in sides if results.together(scale, dataset, (row, bare))}
+    there = lambda row: results.together(scale, dataset, (row + decay, bare))
+    sides = {row + decay: side for row, side in SIDES.items() if there(row)}
     if not sides:
         return
     neither = results.all(scale, dataset, [bare])
@@ -385,7 +386,8 @@ def opening(results):
     yield f"**{PURPOSE}**"
     telling = [scale for scale in results.scales() if scale != UNDECIDED] or results.scales()
     places = [(scale, dataset) for scale in telling for dataset in results.datasets(scale, SIDES)]
-    places = [(*place, decay) for place in places for decay in DECAYS]
+    decays = lambda scale: DECAYS if rows.SCALES[scale].sgd else DECAYS[:1]
+    places = [(*place, decay) for place in places for decay in decays(place[0])]
     told = [text for place in places for text in answer(results, *place)]
     yield from [document("terms.md"), *told] if told else ["Nothing that answers it has been measured yet."]
     if told and telling == [UNDECIDED]:
