@@ -37,7 +37,7 @@ STATES = [
     ((40, 10), (20, 30), "lessens collapse", "lessens collapse"),
     ((10, 0), (20, 30), "makes collapse worse", "prevents collapse"),
     ((20, 30), (20, 30), "does not prevent collapse", "does not prevent collapse"),
-    ((20, 1), (D, 0), "nothing to prevent", "nothing to prevent"),
+    ((20, 1), (D, 0), "makes collapse worse", "nothing to prevent"),
 ]
 # differences of seeds (R: -0.2 but for rounding), bound, whether it is two-sided: the outcome
 OUTCOMES = """
