@@ -1206,7 +1206,7 @@ def training_step(args, encoder, projector, loss, modules=()):
         return loss(*(view.contiguous(memory_format=layout) for view in views.chunk(2)))
 
     if args.compile:
-        torch.compiler.reset()  # it keeps 8 versions of a function: a ninth training here would run eagerly
+        torch.compiler.reset()  # it keeps 8 versions of a function: a ninth that differs would run eagerly
         augment.compile()
     if args.compile and processes() == 1:  # exchange between processes breaks graphs
         # the matrix exponential of a parametrisation asks the host, which a CUDA graph can't

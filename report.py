@@ -12,7 +12,7 @@ that it lies in, is named and left out, and the exit code is 1.
 
 import sys
 from collections import Counter
-from functools import cache, partial
+from functools import cache
 from itertools import product
 from pathlib import Path
 
@@ -341,12 +341,11 @@ def answer(results, scale, dataset, decay=""):
     columns = {"at the start": [run["start"] for run in neither], "neither": neither}
     columns |= {side: results.all(scale, dataset, [row]) for row, side in sides.items()}
     values = {name: {x: measured(runs, x) for x in ASKED} for name, runs in columns.items()}
-    of_row = partial(effect, results, scale, dataset)
-    words = {side: {x: of_row(row, bare, x) for x in ASKED} for row, side in sides.items()}
+    words = {sides[row]: {x: effect(results, scale, dataset, row, bare, x) for x in ASKED} for row in sides}
     of = len(neither[0]["spectra"]["h"])
     ends = [f"{name} {np.mean(values['neither'][x]):.1f}" for x, name in SPOKEN.items()]
     ends[0] += f" (at the start {np.mean(values['at the start']['rank_1e-3']):.1f})"
-    meaning = f"with `{rows.ROW[bare].after}` instead" if decay else rows.SCALES[scale].meaning
+    meaning = rows.SCALES[scale].meaning + (f", but `{rows.ROW[bare].after}`" if decay else "")
     yield f"**`{scale}`, {title(dataset)}** ({meaning}; H = {number(neither[0]['decay_horizon'])})"
     said = ", ".join(ends)
     text = f"With neither projector nor penalty training ends at: {said}. h has {of} dimensions."
@@ -385,10 +384,11 @@ def opening(results):
     """The answers of every scale and data set, and what remains open."""
     yield f"**{PURPOSE}**"
     telling = [scale for scale in results.scales() if scale != UNDECIDED] or results.scales()
-    places = [(scale, dataset) for scale in telling for dataset in results.datasets(scale, SIDES)]
-    decays = lambda scale: DECAYS if rows.SCALES[scale].sgd else DECAYS[:1]
-    places = [(*place, decay) for place in places for decay in decays(place[0])]
-    told = [text for place in places for text in answer(results, *place)]
+    kinds = [(scale, end) for scale in telling for end in DECAYS if rows.SCALES[scale].sgd or not end]
+    told = []
+    for scale, end in kinds:
+        for dataset in results.datasets(scale, [row + end for row in SIDES]):
+            told += answer(results, scale, dataset, end)
     yield from [document("terms.md"), *told] if told else ["Nothing that answers it has been measured yet."]
     if told and telling == [UNDECIDED]:
         yield f"So it is **undecided**: `{UNDECIDED}` is over before anything can collapse."

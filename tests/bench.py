@@ -1,4 +1,4 @@
-"""Times what the README claims: make bench prints one table and writes results/bench-<device>.json.
+"""Times what docs/performance.md claims: make bench prints one table and writes results/bench-<device>.json.
 
     python tests/bench.py                                   on CIFAR-10 in data/, else on random images
     python tests/bench.py --only augment step --rounds 15   some of it, more often

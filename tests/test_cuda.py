@@ -167,13 +167,13 @@ def test_a_signal_ends_a_step_that_compiles_at_once_and_nothing_is_lost(start, t
         assert not list((tmp_path / "run").glob("*.tmp"))
 
 
-def small_step(compiled, device="cuda"):
+def small_step(compiled, device="cuda", width=8):
     """training_step of a small SimCLR with the same weights and random numbers each time."""
     # in bfloat16 roundings alone change gradients of this net by a third
     flags = f"--device {device} --precision float32 --lr 0.1 --weight-decay 5e-4 --image-size 16"
     args = common.arguments("").parse_args([*flags.split(), "--compile" if compiled else "--no-compile"])
     torch.manual_seed(0)
-    encoder = common.resnet(width=8)
+    encoder = common.resnet(width=width)
     projector = common.projector("mlp", encoder.dim)
     loss = lambda x1, x2: common.info_nce(*common.embed(encoder, projector, x1, x2))
     return common.training_step(args, encoder, projector, loss)
@@ -183,8 +183,8 @@ def test_another_training_in_one_process_is_compiled_too(monkeypatch, backend):
     compiler = torch.compile
     monkeypatch.setattr(torch, "compile", lambda f, **_: compiler(f, dynamic=False, backend=backend))
     with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
-        for _ in range(2):
-            small_step(True, "cpu")[0](torch.zeros(4, 3, 16, 16, dtype=torch.uint8))
+        for width in (8, 16):  # the first's code would not do for the second
+            small_step(True, "cpu", width)[0](torch.zeros(4, 3, 16, 16, dtype=torch.uint8))
     assert len(backend.graphs) == 2 * 8  # the views' seven, the loss
 
 

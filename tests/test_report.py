@@ -459,10 +459,11 @@ def test_the_answer_of_another_weight_decay_compares_its_own_rows(write, page):
     for scale in ("compressed", "short"):  # which has this decay anyway
         write(scale, {"simclr": [80.0, 80.2], "noproj": [70.0, 70.2], "noproj-clock2": [75.0, 75.2]})
         write(scale, {"simclr-clock2": [76.0, 76.2], "noproj-lastlayer-clock2": [78.0, 78.2]})
+    write("compressed", {"simclr-clock2": [76.0], "noproj-clock2": [75.0]}, dataset="cifar100")
     text, lines, _ = page()
-    assert text.count("**`short`, CIFAR-10** (") == 1
+    assert text.count("**`short`, CIFAR-10** (") == text.count("**`compressed`, CIFAR-100** (") == 1
     _, own, other = text.split("Made by")[0].split("**`compressed`, CIFAR-10** (")
-    assert own.startswith("for a CPU") and other.startswith("with `--weight-decay 5e-4` instead; H = 2.9")
+    assert "`--weight-decay 5e-4`; H = 2.9" in other and "`--weight" not in own.split(")")[0]
     assert "kNN-200 80.1 (undecided, +10.00 [" in own and "kNN-200 76.1 (undecided, +1.00 [" in other
     assert "against it: the penalty, kNN-200 +2.00 [" in other and "In the projector's place" not in own
     assert [cell.split()[0] for cell in lines["kNN-200"][2]] == ["30.0", "75.1", "76.1", "78.1"]
