@@ -276,10 +276,9 @@ def against_collapse(results, scale, dataset, row, neither, statistic):
     parts = claims.collapse("", neither, row, statistic)
     fell, kept, gained = (claims.outcome(part, results.compare(part, scale, [dataset])) for part in parts)
     told = [  # the first that is so
-        (gained == kept == "refuted", "makes collapse worse"),
+        (gained == "refuted" and (kept == "refuted" or fell == "shown"), "makes collapse worse"),
         (fell == "refuted", "nothing to prevent"),
         (fell != "shown", "undecided"),
-        (gained == "refuted", "makes collapse worse"),
         (kept == "shown", "prevents collapse"),
         (gained == "shown", "lessens collapse"),
         (kept == "refuted", "does not prevent collapse"),
@@ -288,7 +287,7 @@ def against_collapse(results, scale, dataset, row, neither, statistic):
 
 
 def effect(results, scale, dataset, row, neither, statistic):
-    """What a row changes in a statistic against that row, in words; of an accuracy with the difference."""
+    """How a row's statistic differs from that of the row `neither`, in words; an accuracy's with a number."""
     if statistic not in METRICS:
         word = against_collapse(results, scale, dataset, row, neither, statistic)
         return "undecided" if scale == UNDECIDED else word
